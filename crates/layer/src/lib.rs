@@ -4,8 +4,10 @@
 //! above it (`overlay`, `backing`, `store`, `mountd`) speaks in its nouns.
 
 pub mod digest;
+pub mod index;
 pub mod name;
 pub mod stat;
+pub mod tree;
 pub mod whiteout;
 
 pub use digest::{ChainId, DiffId, Digest};
