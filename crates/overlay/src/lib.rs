@@ -4,6 +4,8 @@
 //! `Upper` (one container's writable layer), so that the same core runs over real directories and over a model in memory.
 
 pub mod error;
+pub mod fold;
+pub mod folded;
 pub mod lower;
 
 pub use error::{Errno, Error, Result};
