@@ -274,7 +274,7 @@ impl<'a, B: AsRef<[u8]>> Fold<'a, B> {
             entries.extend(rows.filter_map(|row| Some((row.name()?, Origin { layer: part.layer, slot: row.slot() }))));
         }
         // Each part is sorted: a stable sort merges the runs, and leaves equal names in the order of the parts.
-        entries.sort_by(|(left, _), (right, _)| left.cmp(right));
+        entries.sort_by_key(|(name, _)| *name);
     }
 
     fn entry(&mut self, dir: Slot, name: Name<'_>, candidates: &[Origin]) -> Result<(), WriteError> {

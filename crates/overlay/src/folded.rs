@@ -170,3 +170,55 @@ fn inline<'a, F>(bodies: &'a [u8], offset: u64, row: &Row<'_>) -> Result<Body<'a
 fn damaged(slot: Slot, what: &'static str) -> Error {
     Error::fault(format!("read row {} of a folded index", slot.0), Errno::EIO, what)
 }
+
+/// Bodies in memory, for tests.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+pub struct MemoryBodies {
+    bodies: Vec<Vec<u8>>,
+    objects: std::collections::HashMap<Digest, std::sync::Arc<[u8]>>,
+}
+
+/// An object in memory, for tests.
+#[doc(hidden)]
+#[derive(Clone, Debug)]
+pub struct MemoryObject(std::sync::Arc<[u8]>);
+
+/// Folds layers of [`layer::fixture`] into a lower in memory, for tests.
+///
+/// # Panics
+/// If they do not fold.
+#[doc(hidden)]
+pub fn fold_fixtures(layers: &[layer::fixture::Layer]) -> Folded<Vec<u8>, MemoryBodies> {
+    let indexes: Vec<_> = layers.iter().map(|layer| &layer.index).collect();
+    let bytes = crate::fold::fold(&indexes).expect("the layers fold");
+    let objects = layers.iter().flat_map(|layer| &layer.objects);
+    let bodies = MemoryBodies {
+        bodies: layers.iter().map(|layer| layer.bodies.clone()).collect(),
+        objects: objects.map(|(digest, content)| (*digest, content.as_slice().into())).collect(),
+    };
+    Folded::new(Index::open(bytes).expect("what was written is an index"), bodies).expect("it is folded")
+}
+
+impl Bodies for MemoryBodies {
+    type File = MemoryObject;
+
+    fn bodies(&self, layer: LayerNo) -> Result<&[u8]> {
+        let bodies = self.bodies.get(usize::from(layer.0)).map(Vec::as_slice);
+        bodies.ok_or_else(|| Error::fault(format!("open the bodies of layer {}", layer.0), Errno::EIO, "no such layer"))
+    }
+
+    fn object(&self, digest: &Digest) -> Result<MemoryObject> {
+        let object = self.objects.get(digest).cloned().map(MemoryObject);
+        object.ok_or_else(|| Error::fault(format!("open object {digest}"), Errno::EIO, "no such object"))
+    }
+}
+
+impl LowerFile for MemoryObject {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|start| self.0.get(start..)).unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+}

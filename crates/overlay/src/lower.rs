@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use layer::{FileType, Ino, Name, Slot, Stat, TreePath};
 
 use crate::error::Result;
+use crate::upper::Seek;
 
 /// The merged, read-only tree below a union.
 ///
@@ -18,6 +19,11 @@ use crate::error::Result;
 pub trait Lower: Send + Sync + 'static {
     /// An open body; the daemon also asks it for a descriptor.
     type File: LowerFile;
+
+    /// Tells which layers these are, in 64 bits: an origin noted in an upper counts only where the key is equal.
+    fn key(&self) -> u64 {
+        0
+    }
 
     /// Returns the slot of the root directory.
     fn root(&self) -> Slot;
@@ -94,4 +100,17 @@ pub trait LowerFile: Send + Sync + 'static {
     /// # Errors
     /// A fault from the disk.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
+
+    /// Finds the next data or hole at or behind `offset` in a file of `size` bytes; without holes all of it is data.
+    ///
+    /// # Errors
+    /// `ENXIO` when there is no data behind `offset` (lseek(2)).
+    fn seek(&self, offset: u64, what: Seek, size: u64) -> Result<u64> {
+        Ok(if what == Seek::Data { offset } else { size })
+    }
+
+    /// Returns the descriptor behind it, for copies inside the kernel and passthrough; `None` where there is none.
+    fn fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
 }

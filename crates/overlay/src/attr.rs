@@ -1,0 +1,155 @@
+//! Changing attributes: mode, owner, times, size, extended attributes. Only a size needs the body.
+
+use std::sync::Arc;
+
+use layer::{FileType, Ino, Stat, Time};
+
+use crate::acl;
+use crate::copy_up::Depth;
+use crate::error::{Errno, Error, Result};
+use crate::lower::Lower;
+use crate::node::{Node, Place};
+use crate::union::{Attr, Overlay};
+use crate::upper::{SetAttr, SetTime, SetXattr, Target, Upper, UpperFile};
+
+/// The attribute that holds file capabilities.
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// Who changes a file's content, for what that takes from it (set-user-ID, set-group-ID, capabilities).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// May keep set-user-ID and set-group-ID bits (`CAP_FSETID`).
+    Keeps,
+    /// Loses them.
+    Drops,
+}
+
+impl<L: Lower, U: Upper> Overlay<L, U> {
+    /// Changes mode, owner and times, then the size; ids are as the mount shows them.
+    ///
+    /// # Errors
+    /// `EROFS`; `EISDIR`, `EINVAL` for the size of something that has none; those of the upper's filesystem.
+    pub fn setattr(&self, id: Ino, attr: &SetAttr, size: Option<u64>, privilege: Privilege) -> Result<Attr> {
+        let node = self.copy_up(id, if size.is_some() { depth_for(size) } else { Depth::Metadata })?;
+        let _path = self.path.read();
+        if let Some(size) = size {
+            self.truncate(&node, size, privilege)?;
+        }
+        if *attr != SetAttr::default() {
+            let ids = &self.options.ids;
+            let disk = SetAttr {
+                uid: attr.uid.map(|uid| ids.uid.disk(uid)),
+                gid: attr.gid.map(|gid| ids.gid.disk(gid)),
+                ..*attr
+            };
+            if self.is_gone(&node) && self.upper_file(&node).is_none() {
+                self.set_attr_gone(&node, &disk);
+            } else {
+                self.with_target(&node, |upper, target| upper.set_attr(target, &disk))?;
+            }
+            *node.inherit.lock() = None;
+        }
+        self.attr(&node)
+    }
+
+    fn truncate(&self, node: &Arc<Node<L, U>>, size: u64, privilege: Privilege) -> Result<()> {
+        match node.kind {
+            FileType::File => {}
+            FileType::Dir => return Err(Errno::EISDIR.into()),
+            _ => return Err(Errno::EINVAL.into()),
+        }
+        match self.upper_file(node) {
+            Some(file) => file.truncate(size)?,
+            None => self.with_target(node, |upper, target| upper.open(target)?.truncate(size))?,
+        }
+        self.drop_privileges(node, privilege)
+    }
+
+    /// Takes set-user-ID and set-group-ID bits and capabilities from a file whose content changed, as the kernel does on a
+    /// plain disk (file_remove_privs).
+    pub(crate) fn drop_privileges(&self, node: &Arc<Node<L, U>>, privilege: Privilege) -> Result<()> {
+        self.with_target(node, |upper, target| {
+            let stat = upper.stat(target)?;
+            let mut perm = stat.perm;
+            if privilege == Privilege::Drops {
+                perm &= !0o4000;
+                if perm & 0o2010 == 0o2010 {
+                    perm &= !0o2000;
+                }
+            }
+            if perm != stat.perm {
+                upper.set_attr(target, &SetAttr { perm: Some(perm), ..SetAttr::default() })?;
+            }
+            match upper.remove_xattr(target, CAPABILITY) {
+                Err(Error::Answer(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM)) | Ok(()) => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// A lower inode whose last name is gone lives on in memory alone.
+    fn set_attr_gone(&self, node: &Node<L, U>, attr: &SetAttr) {
+        if let Place::Gone(stat) = &mut *node.place.write() {
+            let time = |set: Option<SetTime>, old: Time| match set {
+                Some(SetTime::At(time)) => time,
+                _ => old,
+            };
+            **stat = Stat {
+                perm: attr.perm.unwrap_or(stat.perm),
+                uid: attr.uid.unwrap_or(stat.uid),
+                gid: attr.gid.unwrap_or(stat.gid),
+                atime: time(attr.atime, stat.atime),
+                mtime: time(attr.mtime, stat.mtime),
+                ..**stat
+            };
+        }
+    }
+
+    /// Sets one extended attribute.
+    ///
+    /// # Errors
+    /// `EEXIST`, `ENODATA` by `how`; `EPERM` for the union's own; `EOPNOTSUPP`, `ENOSPC`, `E2BIG` of the upper's filesystem.
+    pub fn set_xattr(&self, id: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
+        let node = self.copy_up(id, Depth::Metadata)?;
+        let _path = self.path.read();
+        self.with_target(&node, |upper, target| upper.set_xattr(target, name, value, how))?;
+        if name == acl::DEFAULT || name == acl::ACCESS {
+            *node.inherit.lock() = None;
+        }
+        Ok(())
+    }
+
+    /// Removes one extended attribute.
+    ///
+    /// # Errors
+    /// `ENODATA`; `EPERM` for the union's own.
+    pub fn remove_xattr(&self, id: Ino, name: &[u8]) -> Result<()> {
+        // Asked first, so that a removal of nothing copies nothing.
+        self.xattr(id, name)?;
+        let node = self.copy_up(id, Depth::Metadata)?;
+        let _path = self.path.read();
+        self.with_target(&node, |upper, target| upper.remove_xattr(target, name))?;
+        *node.inherit.lock() = None;
+        Ok(())
+    }
+
+    /// Makes a directory's entries durable.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`, `EDQUOT` of the upper's filesystem.
+    pub fn sync_dir(&self, id: Ino) -> Result<()> {
+        let node = match self.nodes.get(id) {
+            Some(node) if node.in_upper() => node,
+            _ => return Ok(()),
+        };
+        let _path = self.path.read();
+        self.with_target(&node, |upper, target| match target {
+            Target::Dir(dir) => upper.sync_dir(dir),
+            _ => Err(Errno::ENOTDIR.into()),
+        })
+    }
+}
+
+fn depth_for(size: Option<u64>) -> Depth {
+    if size == Some(0) { Depth::Empty } else { Depth::Whole }
+}

@@ -1,0 +1,222 @@
+//! Removing names: nothing is ever copied up to be deleted; the lower's names are hidden by whiteouts.
+
+use std::sync::Arc;
+
+use layer::{FileType, Ino, Name, Stat};
+
+use crate::copy_up::Depth;
+use crate::error::{Errno, Error, Result};
+use crate::lower::Lower;
+use crate::names::Names;
+use crate::node::{Node, Place};
+use crate::union::{Overlay, View};
+use crate::upper::{Leave, Target, Upper};
+
+impl<L: Lower, U: Upper> Overlay<L, U> {
+    /// Removes a name that is not a directory's.
+    ///
+    /// # Errors
+    /// `ENOENT`; `EISDIR`; `EROFS`; those of the upper's filesystem.
+    pub fn unlink(&self, parent: Ino, name: Name<'_>) -> Result<()> {
+        let upper = self.writable()?;
+        let dir_node = self.dir_in_upper(parent)?;
+        self.prepare_removal(&dir_node, name)?;
+        let _path = self.path.read();
+        let dir = self.dir(&dir_node)?;
+        let mut names = self.lock_names(&dir_node, &dir)?;
+        let names = names.as_mut().ok_or(Error::Answer(Errno::ESTALE))?;
+        let view = self.view(&dir_node, names, name)?;
+        if self.kind(&view)? == FileType::Dir {
+            return Err(Errno::EISDIR.into());
+        }
+        let victim = self.victim(&dir, name, &view)?;
+        let leave = leave(&view);
+        if view.in_upper() {
+            upper.unlink(&dir, name, leave)?;
+        } else {
+            upper.whiteout(&dir, name)?;
+        }
+        commit_removal(names, name, leave);
+        self.lose_name(victim, &dir_node, name, view.in_upper())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `ENOENT`; `ENOTDIR`; `ENOTEMPTY`; `EROFS`; those of the upper's filesystem.
+    pub fn rmdir(&self, parent: Ino, name: Name<'_>) -> Result<()> {
+        let upper = self.writable()?;
+        let dir_node = self.dir_in_upper(parent)?;
+        let _path = self.path.read();
+        let dir = self.dir(&dir_node)?;
+        let mut names = self.lock_names(&dir_node, &dir)?;
+        let names = names.as_mut().ok_or(Error::Answer(Errno::ESTALE))?;
+        let view = self.view(&dir_node, names, name)?;
+        if self.kind(&view)? != FileType::Dir {
+            return Err(Errno::ENOTDIR.into());
+        }
+        let leave = leave(&view);
+        if view.in_upper() {
+            let (victim, marks) = upper.find(Target::At(&dir, name))?;
+            let node = self.adopt(&dir_node, name, &victim, &marks)?;
+            let child_dir = self.dir(&node)?;
+            let child = self.lock_names(&node, &child_dir)?;
+            self.require_empty(&node, child.as_ref())?;
+            upper.remove_dir(&dir, name, leave)?;
+            commit_removal(names, name, leave);
+            drop(child);
+            self.gone(&node, Stat { nlink: 0, ..victim });
+            self.release_node(node);
+            return Ok(());
+        }
+        let slot = view.lower.ok_or(Error::Answer(Errno::ENOENT))?;
+        let stat = self.lower.stat(slot)?;
+        let mut empty = true;
+        self.lower.entries(slot, 0, &mut |_| {
+            empty = false;
+            std::ops::ControlFlow::Break(())
+        })?;
+        if !empty {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        upper.whiteout(&dir, name)?;
+        commit_removal(names, name, leave);
+        self.gone_below(self.id_of(slot), Stat { nlink: 0, ..stat })
+    }
+
+    /// Answers `ENOTEMPTY` unless programs see nothing in the directory.
+    pub(crate) fn require_empty(&self, node: &Node<L, U>, names: Option<&Names>) -> Result<()> {
+        let names = names.ok_or(Error::Answer(Errno::ESTALE))?;
+        if names.iter().any(|(_, entry)| entry.kind.is_some()) {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        let Some(slot) = node.slot else { return Ok(()) };
+        let mut empty = true;
+        self.lower.entries(slot, 0, &mut |entry| {
+            if names.get(entry.name).is_some() {
+                return std::ops::ControlFlow::Continue(());
+            }
+            empty = false;
+            std::ops::ControlFlow::Break(())
+        })?;
+        if empty { Ok(()) } else { Err(Errno::ENOTEMPTY.into()) }
+    }
+
+    /// Returns the kind of what programs see under a name.
+    pub(crate) fn kind(&self, view: &View) -> Result<FileType> {
+        match (view.upper, view.lower) {
+            (Some(entry), _) => entry.kind.ok_or(Error::Answer(Errno::ENOENT)),
+            (None, Some(slot)) => Ok(self.lower.stat(slot)?.kind),
+            (None, None) => Err(Errno::ENOENT.into()),
+        }
+    }
+
+    /// Finds the number and last attributes of a non-directory that is about to lose a name.
+    pub(crate) fn victim(&self, dir: &U::Dir, name: Name<'_>, view: &View) -> Result<(Option<Ino>, Stat)> {
+        match (view.upper, view.lower) {
+            (Some(entry), _) => {
+                let stat = self.writable()?.stat(Target::At(dir, name))?;
+                Ok((entry.id, stat))
+            }
+            (None, Some(slot)) => Ok((Some(self.id_of(slot)), self.lower.stat(slot)?)),
+            (None, None) => Err(Errno::ENOENT.into()),
+        }
+    }
+
+    /// Takes a name from an inode; with its last name it is gone, though open handles go on.
+    pub(crate) fn lose_name(
+        &self,
+        (id, stat): (Option<Ino>, Stat),
+        parent: &Arc<Node<L, U>>,
+        name: Name<'_>,
+        in_upper: bool,
+    ) -> Result<()> {
+        let Some(id) = id else { return Ok(()) };
+        let node = match (self.nodes.get(id), self.slot_of(id)) {
+            (Some(node), _) => node,
+            (None, Some(slot)) if self.indexed.read().contains(&id) => self.indexed_node(id, slot)?,
+            (None, _) if in_upper => return Ok(()),
+            // A row of the lower: fstat of an open descriptor must tell that the name is gone.
+            (None, _) => return self.gone_below(id, Stat { nlink: 0, ..stat }),
+        };
+        let left = match &mut *node.place.write() {
+            Place::Lower { .. } => None,
+            Place::Upper(up) => {
+                up.names.retain(|(p, n)| !(Arc::ptr_eq(p, parent) && n.as_name() == name));
+                Some((up.indexed, up.names.is_empty()))
+            }
+            Place::Gone(_) => return Ok(()),
+        };
+        match left {
+            Some((true, _)) => {
+                if !in_upper {
+                    self.lose_lower_name(&node)?;
+                }
+                self.drop_index_if_unused(&node)
+            }
+            Some((false, false)) => Ok(()),
+            // With other names that this mount has not met, the next lookup of one of them finds the inode again.
+            Some((false, true)) | None => {
+                self.gone(&node, Stat { nlink: stat.nlink.saturating_sub(1), ..stat });
+                self.release_node(node);
+                Ok(())
+            }
+        }
+    }
+
+    /// Brings the metadata of a hard-linked lower file up before it loses a name, so that the count is right on every other.
+    pub(crate) fn prepare_removal(&self, dir_node: &Arc<Node<L, U>>, name: Name<'_>) -> Result<()> {
+        let view = {
+            let _path = self.path.read();
+            self.with_names(dir_node, |names| self.view(dir_node, names, name))?
+        };
+        let (None, Some(slot)) = (view.upper, view.lower) else { return Ok(()) };
+        let stat = self.lower.stat(slot)?;
+        if stat.kind != FileType::Dir && stat.nlink > 1 {
+            self.copy_up(self.id_of(slot), Depth::Links)?;
+        }
+        Ok(())
+    }
+
+    /// Drops a hard-linked origin from the index once it has no name on either side.
+    fn drop_index_if_unused(&self, node: &Arc<Node<L, U>>) -> Result<()> {
+        let upper = self.writable()?;
+        let stat = upper.stat(Target::Index(node.id))?;
+        let left = match &*node.place.read() {
+            Place::Upper(up) => up.lower_names,
+            _ => return Ok(()),
+        };
+        if stat.nlink > 1 || left > 0 {
+            return Ok(());
+        }
+        upper.remove_index(node.id)?;
+        self.indexed.write().remove(&node.id);
+        self.gone(node, Stat { nlink: 0, ..stat });
+        Ok(())
+    }
+
+    /// Notes that an inode has no name any more.
+    pub(crate) fn gone(&self, node: &Arc<Node<L, U>>, stat: Stat) {
+        *node.place.write() = Place::Gone(Box::new(stat));
+        *node.dir.lock() = None;
+    }
+
+    /// The same for a row of the lower, which becomes a node while the kernel knows it.
+    pub(crate) fn gone_below(&self, id: Ino, stat: Stat) -> Result<()> {
+        let Ok(node) = self.node(id) else { return Ok(()) };
+        self.gone(&node, stat);
+        self.release_node(node);
+        Ok(())
+    }
+}
+
+pub(crate) fn leave(view: &View) -> Leave {
+    if view.lower.is_some() { Leave::Whiteout } else { Leave::Nothing }
+}
+
+pub(crate) fn commit_removal(names: &mut Names, name: Name<'_>, leave: Leave) {
+    match leave {
+        Leave::Whiteout => names.set(name, None, None),
+        Leave::Nothing => names.remove(name),
+    }
+}
