@@ -4,6 +4,8 @@
 //! above it (`overlay`, `backing`, `store`, `mountd`) speaks in its nouns.
 
 pub mod digest;
+#[doc(hidden)]
+pub mod fixture;
 pub mod index;
 pub mod name;
 pub mod stat;
