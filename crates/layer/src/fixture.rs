@@ -4,7 +4,8 @@
 
 use crate::digest::{DiffId, Digest};
 use crate::index::Index;
-use crate::stat::{Dev, Time};
+use crate::name::Name;
+use crate::stat::{Dev, Slot, Time};
 use crate::tree::{Body, LayerTree, Member, MemberKind, TreeError};
 
 /// One member of a layer to be.
@@ -186,4 +187,42 @@ pub fn try_layer(items: impl IntoIterator<Item = Item>) -> Result<Layer, TreeErr
     }
     let index = Index::open(tree.into_index(diff_id)?).expect("what was written is an index");
     Ok(Layer { diff_id, index, bodies, objects })
+}
+
+/// Reads all that an index offers, past its ends too; returns a sum so that nothing is optimised away. For tests with mutated bytes.
+pub fn read_everything<B: AsRef<[u8]>>(index: &Index<B>) -> u64 {
+    let mut sum = u64::from(index.len()) + index.layers().count() as u64;
+    sum += index.objects().map(|object| object.len & 1).sum::<u64>();
+    for row in index.rows() {
+        let slot = row.slot();
+        let stat = row.stat();
+        sum = sum.wrapping_add(stat.size ^ stat.blocks ^ u64::from(row.nlink()) ^ u64::from(stat.mode()));
+        sum = sum.wrapping_add(format!("{row:?}").len() as u64);
+        sum = sum.wrapping_add(index.xattrs(slot).map(|(name, value)| (name.len() + value.len()) as u64).sum());
+        assert_eq!(index.xattr(slot, b""), None);
+        let path = index.path(slot);
+        assert_eq!(index.find(&path), Some(slot), "a row is found under its path");
+        for alias in index.aliases(slot) {
+            assert_eq!(index.resolve(alias), slot);
+        }
+        for child in index.children(slot) {
+            let child = index.row(Slot(child)).expect("children are rows");
+            assert_eq!(child.parent(), slot);
+            assert_eq!(index.lookup(slot, child.name().expect("only the root has no name")), Some(child.slot()));
+        }
+        assert_eq!(index.lookup(slot, Name::new(&[0xff; 255]).expect("a good name")), None);
+    }
+    for past in [index.len(), u32::MAX] {
+        assert!(index.row(Slot(past)).is_none() && index.children(Slot(past)).is_empty());
+        assert!(index.xattrs(Slot(past)).next().is_none() && index.aliases(Slot(past)).next().is_none());
+        assert_eq!(index.resolve(Slot(past)), Slot(past));
+    }
+    sum
+}
+
+/// Makes the checksum of an index's bytes right again, after a test has changed them.
+pub fn reseal(bytes: &mut [u8]) {
+    if let Some((head, rest)) = bytes.split_at_mut_checked(16) {
+        head[8..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(rest).to_le_bytes());
+    }
 }
