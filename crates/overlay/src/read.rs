@@ -293,7 +293,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 match (entry, node) {
                     (Some(entry), Some(node)) => match entry.kind {
                         None => Ok(ControlFlow::Continue(())),
-                        Some(kind) => self.visit_changed(node, below.name, entry.id, cookie, detail, visit),
+                        Some(_) => self.visit_changed(node, below.name, entry.id, cookie, detail, visit),
                     },
                     _ => {
                         let attr = match detail {

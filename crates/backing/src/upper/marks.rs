@@ -1,0 +1,254 @@
+//! What the union notes on upper inodes, in extended attributes (kernel overlayfs.rst), and the records of what the
+//! filesystem could not hold (podman's `user.containers.override_stat`).
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use layer::{FileType, Ino, Stat};
+use overlay::upper::{Marks, Origin, SetXattr};
+use overlay::{Errno, Error, Result};
+use rustix::fs::XattrFlags;
+use rustix::io::Errno as Raw;
+
+use super::{Found, error};
+use crate::override_stat::OverrideStat;
+
+/// The directory hides everything below (`y`); `x` says that it may hold whiteouts in attribute form.
+pub(super) const OPAQUE: &str = "overlay.opaque";
+/// Where in the lower it came from.
+pub(super) const REDIRECT: &str = "overlay.redirect";
+/// Only the metadata is here.
+pub(super) const METACOPY: &str = "overlay.metacopy";
+/// A whiteout in attribute form.
+pub(super) const WHITEOUT: &str = "overlay.whiteout";
+/// Ours: key and number of the lower inode it was copied from, and how many names that has in the lower alone.
+const ORIGIN: &str = "plyfs.origin";
+const OVERRIDE: &[u8] = b"user.containers.override_stat";
+
+/// The namespace that marks are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Space {
+    prefix: &'static str,
+    /// Owners, modes and kinds are read from records.
+    overrides: bool,
+    /// They are always recorded, never set.
+    always: bool,
+}
+
+impl Space {
+    /// Finds out whether `trusted.*` can be used; without privilege it is `user.*`, as the kernel's `userxattr` has it.
+    pub(super) fn probe(tmp: &OwnedFd, always: bool) -> Self {
+        let trusted = rustix::fs::fsetxattr(tmp, "trusted.plyfs.probe", b"y", XattrFlags::empty()).is_ok();
+        let prefix = if trusted { "trusted." } else { "user." };
+        Space { prefix, overrides: always || !trusted, always }
+    }
+
+    pub(super) fn overrides(&self) -> bool {
+        self.overrides
+    }
+
+    pub(super) fn always_overrides(&self) -> bool {
+        self.always
+    }
+
+    /// Tells whether a program never sees this attribute: it is the union's own.
+    pub(super) fn is_private(&self, name: &[u8]) -> bool {
+        [&b"trusted.overlay."[..], b"user.overlay.", b"trusted.plyfs.", b"user.plyfs.", b"user.fuseoverlayfs."]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+            || (self.overrides && name == OVERRIDE)
+    }
+
+    fn full(&self, mark: &str) -> Vec<u8> {
+        [self.prefix.as_bytes(), mark.as_bytes()].concat()
+    }
+
+    pub(super) fn get(&self, of: &Found<'_>, mark: &str) -> Result<Option<Vec<u8>>> {
+        get(of, &self.full(mark))
+    }
+
+    pub(super) fn set(&self, of: &Found<'_>, mark: &str, value: &[u8]) -> Result<()> {
+        match set(of, &self.full(mark), value, SetXattr::Any) {
+            // `user.*` is for files and directories only (xattr(7)): a link or device of a rootless upper goes unmarked.
+            Err(Error::Answer(Errno::EPERM | Errno::EOPNOTSUPP)) if self.prefix == "user." => Ok(()),
+            done => done,
+        }
+    }
+
+    pub(super) fn remove(&self, of: &Found<'_>, mark: &str) -> Result<()> {
+        match remove(of, &self.full(mark)) {
+            Err(Error::Answer(Errno::ENODATA)) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Reads all marks, and attributes as they are meant.
+    pub(super) fn read(&self, of: &Found<'_>, stat: Stat) -> Result<(Marks, Stat)> {
+        let mut marks = Marks::default();
+        let mut meant = stat;
+        for name in list(of)? {
+            let Some(mark) = name.strip_prefix(self.prefix.as_bytes()) else {
+                continue;
+            };
+            let value = || Ok::<_, Error>(get(of, &name)?.unwrap_or_default());
+            if mark == OPAQUE.as_bytes() {
+                marks.opaque = value()? == b"y";
+            } else if mark == REDIRECT.as_bytes() {
+                marks.redirect = Some(value()?);
+            } else if mark == METACOPY.as_bytes() {
+                marks.metacopy = stat.kind == FileType::File;
+            } else if mark == ORIGIN.as_bytes() {
+                (marks.origin, marks.lower_names) = read_origin(&value()?);
+            } else if self.overrides && name == OVERRIDE {
+                meant = apply(&value()?, stat);
+            }
+        }
+        Ok((marks, meant))
+    }
+
+    /// Returns attributes as they are meant: with the record, where there is one.
+    pub(super) fn overridden(&self, of: &Found<'_>, stat: Stat) -> Result<Stat> {
+        if !self.overrides || !matches!(stat.kind, FileType::File | FileType::Dir) {
+            return Ok(stat);
+        }
+        Ok(get(of, OVERRIDE)?.map_or(stat, |record| apply(&record, stat)))
+    }
+
+    pub(super) fn set_origin(&self, of: &Found<'_>, origin: Origin, lower_names: u32) -> Result<()> {
+        let mut value = Vec::with_capacity(20);
+        value.extend(origin.key.to_le_bytes());
+        value.extend(origin.ino.0.to_le_bytes());
+        value.extend(lower_names.to_le_bytes());
+        self.set(of, ORIGIN, &value)
+    }
+
+    pub(super) fn set_lower_names(&self, of: &Found<'_>, count: u32) -> Result<()> {
+        let (origin, _) = read_origin(&self.get(of, ORIGIN)?.unwrap_or_default());
+        match origin {
+            Some(origin) => self.set_origin(of, origin, count),
+            None => Ok(()),
+        }
+    }
+
+    /// Records owner, mode and kind.
+    pub(super) fn record(&self, of: &Found<'_>, record: &OverrideStat) -> Result<()> {
+        set(of, OVERRIDE, record.to_string().as_bytes(), SetXattr::Any)
+    }
+
+    /// Returns the record, if there is one.
+    pub(super) fn recorded(&self, of: &Found<'_>) -> Result<Option<OverrideStat>> {
+        Ok(get(of, OVERRIDE)?.and_then(|record| OverrideStat::parse(&record)))
+    }
+}
+
+fn apply(record: &[u8], stat: Stat) -> Stat {
+    match OverrideStat::parse(record) {
+        Some(record) => record.apply(stat),
+        None => stat,
+    }
+}
+
+fn read_origin(value: &[u8]) -> (Option<Origin>, u32) {
+    let number = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let origin = number(0).zip(number(8)).map(|(key, ino)| Origin { key, ino: Ino(ino) });
+    let names = value.get(16..20).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    (origin, names)
+}
+
+/// Spells the path of a descriptor, or of a name in that directory, for calls that take no descriptor.
+pub(super) fn fd_path(fd: BorrowedFd<'_>, name: Option<&[u8]>) -> CString {
+    let mut path = format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes();
+    if let Some(name) = name {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+    CString::new(path).unwrap_or_else(|_| unreachable!("names hold no NUL"))
+}
+
+fn xattr_name(name: &[u8]) -> Result<CString> {
+    CString::new(name).map_err(|_| Errno::EINVAL.into())
+}
+
+enum Way<'a> {
+    Path(CString),
+    Fd(BorrowedFd<'a>),
+}
+
+fn way<'a>(of: &Found<'a>) -> Way<'a> {
+    match of {
+        Found::At(dir, name) => Way::Path(fd_path(*dir, Some(name.as_bytes()))),
+        Found::Open(fd) => Way::Fd(*fd),
+    }
+}
+
+/// Returns one attribute.
+pub(super) fn get(of: &Found<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let name = xattr_name(name)?;
+    let way = way(of);
+    let read = |buf: &mut [u8]| match &way {
+        Way::Path(path) => rustix::fs::lgetxattr(path.as_c_str(), name.as_c_str(), buf),
+        Way::Fd(fd) => rustix::fs::fgetxattr(fd, name.as_c_str(), buf),
+    };
+    let mut buf = vec![0; 256];
+    loop {
+        match read(&mut buf) {
+            Ok(len) => {
+                buf.truncate(len);
+                return Ok(Some(buf));
+            }
+            Err(Raw::NODATA | Raw::OPNOTSUPP) => return Ok(None),
+            Err(Raw::RANGE) if buf.len() < 65536 => buf.resize(65536, 0),
+            Err(raw) => return Err(error(|| of.doing(&format!("read attribute {name:?} of")), raw)),
+        }
+    }
+}
+
+/// Returns the names of all attributes.
+pub(super) fn list(of: &Found<'_>) -> Result<Vec<Vec<u8>>> {
+    let way = way(of);
+    let read = |buf: &mut [u8]| match &way {
+        Way::Path(path) => rustix::fs::llistxattr(path.as_c_str(), buf),
+        Way::Fd(fd) => rustix::fs::flistxattr(fd, buf),
+    };
+    let mut small = [0u8; 512];
+    let mut large = Vec::new();
+    let names = match read(&mut small) {
+        Ok(len) => &small[..len],
+        Err(Raw::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(Raw::RANGE) => {
+            large.resize(65536, 0);
+            match read(&mut large) {
+                Ok(len) => &large[..len],
+                Err(raw) => return Err(error(|| of.doing("list attributes of"), raw)),
+            }
+        }
+        Err(raw) => return Err(error(|| of.doing("list attributes of"), raw)),
+    };
+    Ok(names.split(|&b| b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+/// Sets one attribute.
+pub(super) fn set(of: &Found<'_>, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
+    let name = xattr_name(name)?;
+    let flags = match how {
+        SetXattr::Any => XattrFlags::empty(),
+        SetXattr::Create => XattrFlags::CREATE,
+        SetXattr::Replace => XattrFlags::REPLACE,
+    };
+    let name: &CStr = &name;
+    let done = match way(of) {
+        Way::Path(path) => rustix::fs::lsetxattr(path.as_c_str(), name, value, flags),
+        Way::Fd(fd) => rustix::fs::fsetxattr(fd, name, value, flags),
+    };
+    done.map_err(|raw| error(|| of.doing(&format!("set attribute {name:?} of")), raw))
+}
+
+/// Removes one attribute.
+pub(super) fn remove(of: &Found<'_>, name: &[u8]) -> Result<()> {
+    let name = xattr_name(name)?;
+    let done = match way(of) {
+        Way::Path(path) => rustix::fs::lremovexattr(path.as_c_str(), name.as_c_str()),
+        Way::Fd(fd) => rustix::fs::fremovexattr(fd, name.as_c_str()),
+    };
+    done.map_err(|raw| error(|| of.doing(&format!("remove attribute {name:?} of")), raw))
+}

@@ -1,0 +1,560 @@
+//! The upper: one container's writable layer, a directory in kernel-overlayfs format.
+//!
+//! `UpperDir` owns the upper and its work directory. In the work directory it keeps to itself a folder `plyfs`: `lock` (held
+//! for as long as the upper is in use), `tmp` (what is being staged; emptied at the next start) and `index` (copies of
+//! hard-linked lower files, by the number of their origin). Every step that the union can see is one rename, link, mknod or
+//! attribute call. Whiteouts are character devices 0:0; marks are extended attributes (kernel overlayfs.rst).
+
+mod attr;
+mod copy;
+mod file;
+mod marks;
+mod stage;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use layer::{FileType, Ino, Name, NameBuf, Stat};
+use overlay::upper::{
+    CopyUp, Leave, Listed, Marks, New, Onto, Over, Rename, SetAttr, SetXattr, Source, StatFs, Target, What,
+};
+use overlay::{Errno, Error, Result, Upper};
+use rustix::fs::{AtFlags, Dir, FileType as RawType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno as Raw;
+
+pub use file::File;
+pub use stage::Staged;
+
+/// An open directory of the upper.
+pub type DirFd = Arc<OwnedFd>;
+
+/// The writable layer of one container, on a disk.
+pub struct UpperDir {
+    root: DirFd,
+    tmp: OwnedFd,
+    index: OwnedFd,
+    _lock: OwnedFd,
+    space: marks::Space,
+    durability: Durability,
+    identity: Identity,
+    next: AtomicU64,
+    /// The filesystem knows `RENAME_WHITEOUT`.
+    rename_whiteout: AtomicBool,
+}
+
+/// Whether copies are on disk before they take a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// They are.
+    Synced,
+    /// They are not: a power cut may lose them (`volatile`).
+    Volatile,
+}
+
+/// Whom the daemon itself writes as.
+#[derive(Clone, Copy, Debug)]
+struct Identity {
+    uid: u32,
+    gid: u32,
+}
+
+/// How an upper is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Whether copies are synced.
+    pub durability: Durability,
+    /// Owners, modes and kinds are recorded in `user.containers.override_stat` even where they could be set (`xattr_permissions`).
+    pub always_override: bool,
+}
+
+/// Turns an error of the system into an answer or a fault.
+pub(crate) fn error(doing: impl FnOnce() -> String, raw: Raw) -> Error {
+    match raw {
+        Raw::IO | Raw::BADF | Raw::FAULT => Error::fault(doing(), Errno(raw.raw_os_error()), std::io::Error::from(raw)),
+        _ => Error::Answer(Errno(raw.raw_os_error())),
+    }
+}
+
+fn shown(name: Name<'_>, doing: &str) -> String {
+    format!("{doing} {name} in the upper")
+}
+
+impl UpperDir {
+    /// Opens an upper and its work directory, and sweeps what a crash left in the latter.
+    ///
+    /// # Errors
+    /// `EBUSY` when another mount uses them; `EXDEV` when they are on different filesystems; those of the system.
+    pub fn open(upper: &Path, work: &Path, settings: Settings) -> Result<Self> {
+        let doing = |what: &'static str, path: &Path| {
+            let path = path.display().to_string();
+            move |raw: Raw| Error::fault(format!("{what} {path}"), Errno(raw.raw_os_error()), std::io::Error::from(raw))
+        };
+        let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(upper, directory, Mode::empty()).map_err(doing("open upperdir", upper))?;
+        let work_fd = rustix::fs::open(work, directory, Mode::empty()).map_err(doing("open workdir", work))?;
+        let (root_dev, work_dev) = (rustix::fs::fstat(&root), rustix::fs::fstat(&work_fd));
+        let (root_dev, work_dev) =
+            (root_dev.map_err(doing("stat", upper))?.st_dev, work_dev.map_err(doing("stat", work))?.st_dev);
+        if root_dev != work_dev {
+            let why = "workdir must be on the same filesystem as upperdir";
+            return Err(Error::fault(format!("use workdir {}", work.display()), Errno::EXDEV, why));
+        }
+        let own = subdir(&work_fd, "plyfs").map_err(doing("make plyfs/ in workdir", work))?;
+        let lock = lock(&own).map_err(|raw| match raw {
+            Raw::WOULDBLOCK => Error::fault(
+                format!("use upperdir {}", upper.display()),
+                Errno::EBUSY,
+                "another mount uses it; unmount that one first",
+            ),
+            raw => doing("lock workdir", work)(raw),
+        })?;
+        let tmp = subdir(&own, "tmp").map_err(doing("make plyfs/tmp in workdir", work))?;
+        let index = subdir(&own, "index").map_err(doing("make plyfs/index in workdir", work))?;
+        let identity =
+            Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        let space = marks::Space::probe(&tmp, settings.always_override);
+        let this = UpperDir {
+            root: Arc::new(root),
+            tmp,
+            index,
+            _lock: lock,
+            space,
+            durability: settings.durability,
+            identity,
+            next: AtomicU64::new(0),
+            rename_whiteout: AtomicBool::new(true),
+        };
+        stage::empty_dir(&this.tmp)?;
+        Ok(this)
+    }
+
+    /// Tells whether marks lie in `user.*` attributes and owners in records (no privilege over the filesystem).
+    pub fn rootless(&self) -> bool {
+        self.space.overrides()
+    }
+
+    /// Returns the root's descriptor.
+    pub fn root_fd(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// Resolves a target to a directory and a name in it, or to an open descriptor.
+    fn resolve<'a>(&'a self, of: Target<'a, Self>) -> Found<'a> {
+        match of {
+            Target::At(dir, name) => Found::At(dir.as_fd(), name.to_buf()),
+            Target::Dir(dir) => Found::Open(dir.as_fd()),
+            Target::File(file) => Found::Open(file.as_fd()),
+            Target::Index(origin) => Found::At(self.index.as_fd(), index_name(origin)),
+        }
+    }
+
+    fn raw_stat(&self, of: &Found<'_>) -> Result<Stat> {
+        let stat = match of {
+            Found::At(dir, name) => rustix::fs::statat(dir, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW),
+            Found::Open(fd) => rustix::fs::fstat(fd),
+        };
+        attr::stat_of(&stat.map_err(|raw| error(|| of.doing("stat"), raw))?)
+    }
+
+    /// Whiteouts leave room for one name in `tmp` only for as long as they are staged.
+    fn staged_whiteout(&self) -> Result<NameBuf> {
+        let name = self.fresh_name();
+        rustix::fs::mknodat(&self.tmp, name.as_bytes(), RawType::CharacterDevice, Mode::empty(), 0)
+            .map_err(|raw| error(|| "make a whiteout".into(), raw))?;
+        Ok(name)
+    }
+
+    fn fresh_name(&self) -> NameBuf {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        NameBuf::new(format!("{number:x}")).unwrap_or_else(|_| unreachable!("hex digits are a name"))
+    }
+
+    fn exchange(&self, staged: &NameBuf, dir: &DirFd, name: Name<'_>) -> Result<()> {
+        rustix::fs::renameat_with(&self.tmp, staged.as_bytes(), dir, name.as_bytes(), RenameFlags::EXCHANGE)
+            .map_err(|raw| error(|| shown(name, "exchange"), raw))
+    }
+
+    /// Replaces a directory that holds nothing but whiteouts by an empty one of equal attributes, hiding the lower as before.
+    fn empty_out(&self, dir: &DirFd, name: Name<'_>) -> Result<()> {
+        let at = Found::At(dir.as_fd(), name.to_buf());
+        let stat = self.raw_stat(&at)?;
+        let staged = self.fresh_name();
+        rustix::fs::mkdirat(&self.tmp, staged.as_bytes(), Mode::RWXU).map_err(|raw| error(|| "stage a directory".into(), raw))?;
+        let fresh = Found::At(self.tmp.as_fd(), staged.clone());
+        let keep = SetAttr { perm: Some(stat.perm), uid: Some(stat.uid), gid: Some(stat.gid), ..SetAttr::default() };
+        self.apply_attr(&fresh, stat.kind, &keep)?;
+        self.space.set(&fresh, marks::OPAQUE, b"y")?;
+        self.exchange(&staged, dir, name)?;
+        stage::remove_tree(&self.tmp, staged.as_name())
+    }
+}
+
+/// A target, resolved.
+pub(crate) enum Found<'a> {
+    At(std::os::fd::BorrowedFd<'a>, NameBuf),
+    Open(std::os::fd::BorrowedFd<'a>),
+}
+
+impl Found<'_> {
+    pub(crate) fn doing(&self, what: &str) -> String {
+        match self {
+            Found::At(_, name) => format!("{what} {name} in the upper"),
+            Found::Open(_) => format!("{what} an open file of the upper"),
+        }
+    }
+}
+
+fn index_name(origin: Ino) -> NameBuf {
+    NameBuf::new(format!("{:016x}", origin.0)).unwrap_or_else(|_| unreachable!("hex digits are a name"))
+}
+
+fn subdir(dir: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
+        Ok(()) | Err(Raw::EXIST) => {}
+        Err(raw) => return Err(raw),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Takes the lock of an upper. A daemon that was just unmounted may still be settling its upper: that is worth a short wait.
+fn lock(own: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = rustix::fs::openat(own, "lock", flags, Mode::RUSR | Mode::WUSR)?;
+    let mut waited = 0;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Raw::WOULDBLOCK) if waited < 2000 => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                waited += 5;
+            }
+            Ok(()) => return Ok(lock),
+            Err(raw) => return Err(raw),
+        }
+    }
+}
+
+impl Upper for UpperDir {
+    type Dir = DirFd;
+    type File = File;
+    type Staged = Staged;
+
+    fn root(&self) -> DirFd {
+        self.root.clone()
+    }
+
+    fn open_dir(&self, dir: &DirFd, name: Name<'_>) -> Result<DirFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty())
+            .map_err(|raw| error(|| shown(name, "open directory"), raw))?;
+        Ok(Arc::new(fd))
+    }
+
+    fn list(&self, dir: &DirFd) -> Result<Vec<Listed>> {
+        let failed = |raw| error(|| "list a directory of the upper".into(), raw);
+        let mut listed = Vec::new();
+        let mut by_attribute = None;
+        for entry in Dir::read_from(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = Name::new(entry.file_name().to_bytes()) else { continue };
+            let mut kind = attr::kind_of(entry.file_type());
+            let mut ino = entry.ino();
+            if kind.is_none_or(|kind| kind == FileType::Char) {
+                let stat = self.raw_stat(&Found::At(dir.as_fd(), name.to_buf()))?;
+                let whiteout = stat.kind == FileType::Char && stat.rdev == layer::Dev::default();
+                kind = if whiteout { None } else { Some(stat.kind) };
+                ino = stat.ino.0;
+            } else if kind == Some(FileType::File) {
+                // The kernel's other form: an empty file with a mark, in a directory that is marked to hold such.
+                let possible = *by_attribute.get_or_insert_with(|| self.space.get(&Found::Open(dir.as_fd()), marks::OPAQUE).ok().flatten() == Some(b"x".to_vec()));
+                if possible && self.space.get(&Found::At(dir.as_fd(), name.to_buf()), marks::WHITEOUT)?.is_some() {
+                    kind = None;
+                }
+            }
+            listed.push(Listed { name: name.to_buf(), kind, ino });
+        }
+        Ok(listed)
+    }
+
+    fn stat(&self, of: Target<'_, Self>) -> Result<Stat> {
+        let of = self.resolve(of);
+        let stat = self.raw_stat(&of)?;
+        self.space.overridden(&of, stat)
+    }
+
+    fn find(&self, of: Target<'_, Self>) -> Result<(Stat, Marks)> {
+        let of = self.resolve(of);
+        let stat = self.raw_stat(&of)?;
+        let (marks, stat) = self.space.read(&of, stat)?;
+        Ok((stat, marks))
+    }
+
+    fn link_target(&self, of: Target<'_, Self>) -> Result<Vec<u8>> {
+        let Found::At(dir, name) = self.resolve(of) else { return Err(Errno::EINVAL.into()) };
+        match rustix::fs::readlinkat(dir, name.as_bytes(), Vec::new()) {
+            Ok(target) => Ok(target.into_bytes()),
+            // A link whose owner had to be recorded is a file that holds the target.
+            Err(Raw::INVAL) if self.space.overrides() => self.open(of)?.read_whole(),
+            Err(raw) => Err(error(|| shown(name.as_name(), "read link"), raw)),
+        }
+    }
+
+    fn open(&self, of: Target<'_, Self>) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match self.resolve(of) {
+            Found::At(dir, name) => {
+                let fd = match rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty()) {
+                    // Without privilege a file of ours that is not writable opens for reading at least.
+                    Err(Raw::ACCESS) => rustix::fs::openat(
+                        dir,
+                        name.as_bytes(),
+                        flags.difference(OFlags::RDWR) | OFlags::RDONLY,
+                        Mode::empty(),
+                    ),
+                    other => other,
+                };
+                fd.map(File::new).map_err(|raw| error(|| shown(name.as_name(), "open"), raw))
+            }
+            Found::Open(fd) => {
+                let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|raw| error(|| "duplicate a descriptor".into(), raw))?;
+                Ok(File::new(fd))
+            }
+        }
+    }
+
+    fn make(&self, dir: &DirFd, name: Name<'_>, new: &New<'_>, over: Over) -> Result<Stat> {
+        if over == Over::Nothing && self.direct(new) {
+            self.make_raw(dir.as_fd(), name, new)?;
+        } else {
+            let staged = self.stage_new(new)?;
+            self.place(staged, dir, name, new.what, over)?;
+        }
+        let at = Found::At(dir.as_fd(), name.to_buf());
+        let stat = self.raw_stat(&at)?;
+        self.space.overridden(&at, stat)
+    }
+
+    fn create(&self, dir: &DirFd, name: Name<'_>, new: &New<'_>, over: Over) -> Result<(Stat, File)> {
+        if over == Over::Nothing && self.direct(new) {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::from_raw_mode(new.perm.into()))
+                .map_err(|raw| error(|| shown(name, "create"), raw))?;
+            let stat = self.raw_stat(&Found::Open(fd.as_fd()))?;
+            return Ok((stat, File::new(fd)));
+        }
+        let staged = self.stage_new(new)?;
+        let file = File::new(
+            rustix::fs::openat(&self.tmp, staged.name().as_bytes(), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|raw| error(|| shown(name, "create"), raw))?,
+        );
+        self.place(staged, dir, name, new.what, over)?;
+        let at = Found::Open(file.as_fd());
+        let stat = self.raw_stat(&at)?;
+        Ok((self.space.overridden(&at, stat)?, file))
+    }
+
+    fn stage(&self, copy: &CopyUp<'_>) -> Result<Staged> {
+        self.stage_copy(copy)
+    }
+
+    fn publish(&self, staged: Staged, dir: &DirFd, name: Name<'_>) -> Result<Stat> {
+        self.place(staged, dir, name, What::File, Over::Nothing)?;
+        self.raw_stat(&Found::At(dir.as_fd(), name.to_buf()))
+    }
+
+    fn publish_index(&self, staged: Staged, origin: Ino) -> Result<Stat> {
+        let name = index_name(origin);
+        let from = staged.take();
+        rustix::fs::renameat_with(&self.tmp, from.as_bytes(), &self.index, name.as_bytes(), RenameFlags::NOREPLACE)
+            .map_err(|raw| error(|| shown(name.as_name(), "index"), raw))?;
+        self.raw_stat(&Found::At(self.index.as_fd(), name))
+    }
+
+    fn remove_index(&self, origin: Ino) -> Result<()> {
+        let name = index_name(origin);
+        rustix::fs::unlinkat(&self.index, name.as_bytes(), AtFlags::empty())
+            .map_err(|raw| error(|| shown(name.as_name(), "remove from the index"), raw))
+    }
+
+    fn indexed(&self) -> Result<Vec<Ino>> {
+        let failed = |raw| error(|| "list the index of the upper".into(), raw);
+        let mut found = Vec::new();
+        for entry in Dir::read_from(&self.index).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if let Some(number) = entry.file_name().to_str().ok().and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
+                found.push(Ino(number));
+            }
+        }
+        Ok(found)
+    }
+
+    fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()> {
+        let before = self.stat(of)?;
+        let file = self.open(of)?;
+        copy::body(body, file.as_fd(), size, self.durability)?;
+        let of = self.resolve(of);
+        let times = SetAttr {
+            atime: Some(overlay::upper::SetTime::At(before.atime)),
+            mtime: Some(overlay::upper::SetTime::At(before.mtime)),
+            ..SetAttr::default()
+        };
+        self.apply_attr(&of, before.kind, &times)?;
+        self.space.remove(&of, marks::METACOPY)?;
+        self.space.remove(&of, marks::REDIRECT)
+    }
+
+    fn link(&self, of: Target<'_, Self>, dir: &DirFd, name: Name<'_>, over: Over) -> Result<()> {
+        let link = |to: std::os::fd::BorrowedFd<'_>, to_name: &[u8]| match self.resolve(of) {
+            Found::At(from, old) => rustix::fs::linkat(from, old.as_bytes(), to, to_name, AtFlags::empty()),
+            Found::Open(fd) => {
+                let path = marks::fd_path(fd, None);
+                rustix::fs::linkat(rustix::fs::CWD, path.as_c_str(), to, to_name, AtFlags::SYMLINK_FOLLOW)
+            }
+        };
+        let failed = |raw| error(|| shown(name, "link"), raw);
+        if over == Over::Nothing {
+            return link(dir.as_fd(), name.as_bytes()).map_err(failed);
+        }
+        let staged = self.fresh_name();
+        link(self.tmp.as_fd(), staged.as_bytes()).map_err(failed)?;
+        rustix::fs::renameat(&self.tmp, staged.as_bytes(), dir, name.as_bytes()).map_err(failed)
+    }
+
+    fn whiteout(&self, dir: &DirFd, name: Name<'_>) -> Result<()> {
+        rustix::fs::mknodat(dir, name.as_bytes(), RawType::CharacterDevice, Mode::empty(), 0)
+            .map_err(|raw| error(|| shown(name, "white out"), raw))
+    }
+
+    fn unlink(&self, dir: &DirFd, name: Name<'_>, leave: Leave) -> Result<()> {
+        let failed = |raw| error(|| shown(name, "unlink"), raw);
+        if leave == Leave::Nothing {
+            return rustix::fs::unlinkat(dir, name.as_bytes(), AtFlags::empty()).map_err(failed);
+        }
+        let whiteout = self.staged_whiteout()?;
+        rustix::fs::renameat(&self.tmp, whiteout.as_bytes(), dir, name.as_bytes()).map_err(failed)
+    }
+
+    fn remove_dir(&self, dir: &DirFd, name: Name<'_>, leave: Leave) -> Result<()> {
+        let failed = |raw| error(|| shown(name, "remove directory"), raw);
+        if leave == Leave::Whiteout {
+            let whiteout = self.staged_whiteout()?;
+            self.exchange(&whiteout, dir, name)?;
+            return stage::remove_tree(&self.tmp, whiteout.as_name());
+        }
+        match rustix::fs::unlinkat(dir, name.as_bytes(), AtFlags::REMOVEDIR) {
+            Err(Raw::NOTEMPTY | Raw::EXIST) => {
+                // Its whiteouts go with it, not before it: a crash must not bring the lower's names back.
+                let aside = self.fresh_name();
+                rustix::fs::renameat(dir, name.as_bytes(), &self.tmp, aside.as_bytes()).map_err(failed)?;
+                stage::remove_tree(&self.tmp, aside.as_name())
+            }
+            done => done.map_err(failed),
+        }
+    }
+
+    fn rename(&self, from: (&DirFd, Name<'_>), to: (&DirFd, Name<'_>), how: Rename) -> Result<()> {
+        let rename = |flags| rustix::fs::renameat_with(from.0, from.1.as_bytes(), to.0, to.1.as_bytes(), flags);
+        let failed = |raw| error(|| shown(from.1, "rename"), raw);
+        if how.onto == Onto::Exchange {
+            return rename(RenameFlags::EXCHANGE).map_err(failed);
+        }
+        if how.onto == Onto::EmptyDir {
+            self.empty_out(to.0, to.1)?;
+        }
+        let leaves = how.leave == Leave::Whiteout && self.rename_whiteout.load(Ordering::Relaxed);
+        let done = match rename(if leaves { RenameFlags::WHITEOUT } else { RenameFlags::empty() }) {
+            // A directory cannot replace a whiteout: they change places, and the whiteout is where one is left or removed.
+            Err(Raw::NOTDIR) if how.onto == Onto::Whiteout => {
+                rename(RenameFlags::EXCHANGE).map_err(failed)?;
+                if how.leave == Leave::Nothing {
+                    rustix::fs::unlinkat(from.0, from.1.as_bytes(), AtFlags::empty()).map_err(failed)?;
+                }
+                return Ok(());
+            }
+            Err(Raw::INVAL) if leaves => {
+                self.rename_whiteout.store(false, Ordering::Relaxed);
+                log::warn!("the upper's filesystem has no RENAME_WHITEOUT: a crash within a rename may show both names");
+                return self.rename(from, to, how);
+            }
+            done => done,
+        };
+        done.map_err(failed)?;
+        if how.leave == Leave::Whiteout && !leaves {
+            self.whiteout(from.0, from.1)?;
+        }
+        Ok(())
+    }
+
+    fn set_opaque(&self, dir: &DirFd) -> Result<()> {
+        self.space.set(&Found::Open(dir.as_fd()), marks::OPAQUE, b"y")
+    }
+
+    fn set_redirect(&self, of: Target<'_, Self>, path: &[u8]) -> Result<()> {
+        self.space.set(&self.resolve(of), marks::REDIRECT, path)
+    }
+
+    fn set_attr(&self, of: Target<'_, Self>, attr: &SetAttr) -> Result<()> {
+        let of = self.resolve(of);
+        let kind = match of {
+            Found::Open(_) => FileType::File,
+            Found::At(..) => self.raw_stat(&of)?.kind,
+        };
+        self.apply_attr(&of, kind, attr)
+    }
+
+    fn xattr(&self, of: Target<'_, Self>, name: &[u8]) -> Result<Vec<u8>> {
+        if self.space.is_private(name) {
+            return Err(Errno::ENODATA.into());
+        }
+        marks::get(&self.resolve(of), name)?.ok_or(Error::Answer(Errno::ENODATA))
+    }
+
+    fn xattr_names(&self, of: Target<'_, Self>) -> Result<Vec<Vec<u8>>> {
+        let mut names = marks::list(&self.resolve(of))?;
+        names.retain(|name| !self.space.is_private(name));
+        Ok(names)
+    }
+
+    fn set_xattr(&self, of: Target<'_, Self>, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
+        if self.space.is_private(name) {
+            return Err(Errno::EPERM.into());
+        }
+        marks::set(&self.resolve(of), name, value, how)
+    }
+
+    fn remove_xattr(&self, of: Target<'_, Self>, name: &[u8]) -> Result<()> {
+        if self.space.is_private(name) {
+            return Err(Errno::EPERM.into());
+        }
+        marks::remove(&self.resolve(of), name)
+    }
+
+    fn set_lower_names(&self, of: Target<'_, Self>, count: u32) -> Result<()> {
+        self.space.set_lower_names(&self.resolve(of), count)
+    }
+
+    fn sync_dir(&self, dir: &DirFd) -> Result<()> {
+        if self.durability == Durability::Volatile {
+            return Ok(());
+        }
+        rustix::fs::fsync(dir).map_err(|raw| error(|| "sync a directory of the upper".into(), raw))
+    }
+
+    fn statfs(&self) -> Result<StatFs> {
+        let vfs = rustix::fs::fstatvfs(&self.root).map_err(|raw| error(|| "statfs of the upper".into(), raw))?;
+        Ok(StatFs {
+            block: u32::try_from(vfs.f_frsize).unwrap_or(4096),
+            blocks: vfs.f_blocks,
+            free: vfs.f_bfree,
+            available: vfs.f_bavail,
+            files: vfs.f_files,
+            files_free: vfs.f_ffree,
+        })
+    }
+
+    fn has_acls(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,298 @@
+//! Staging: new inodes and copies are made complete in `tmp`, then take their name in one step.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use layer::{Dev, FileType, Name, NameBuf};
+use overlay::upper::{CopyUp, New, Over, SetAttr, SetTime, SetXattr, Source, What};
+use overlay::Result;
+use rustix::fs::{AtFlags, Dir, FileType as RawType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno as Raw;
+
+use super::{DirFd, Durability, Found, UpperDir, copy, error, marks, shown};
+use crate::override_stat::OverrideStat;
+
+/// An inode in `tmp` that has no name in the union yet; dropped, it is removed.
+pub struct Staged {
+    tmp: OwnedFd,
+    name: Option<NameBuf>,
+}
+
+impl Staged {
+    pub(super) fn name(&self) -> NameBuf {
+        self.name.clone().unwrap_or_else(|| unreachable!("a staged inode has its name until it is taken"))
+    }
+
+    /// Gives the name up: the caller moves the inode.
+    pub(super) fn take(mut self) -> NameBuf {
+        self.name.take().unwrap_or_else(|| unreachable!("a staged inode has its name until it is taken"))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name
+            && let Err(error) = remove_tree(&self.tmp, name.as_name())
+        {
+            log::warn!("a staged copy stays until the next mount: {error}");
+        }
+    }
+}
+
+impl UpperDir {
+    fn staged(&self, name: NameBuf) -> Result<Staged> {
+        let tmp = self.tmp.try_clone().map_err(|source| {
+            let errno = overlay::Errno(source.raw_os_error().unwrap_or(5));
+            overlay::Error::fault("duplicate a descriptor", errno, source)
+        })?;
+        Ok(Staged { tmp, name: Some(name) })
+    }
+
+    /// Tells whether a new inode can be made under its name at once: then the owner is ours, and nothing is to be added.
+    pub(super) fn direct(&self, new: &New<'_>) -> bool {
+        let plain = matches!(new.what, What::File | What::Dir { opaque: false } | What::Symlink(_) | What::Special(_));
+        plain
+            && new.uid == self.identity.uid
+            && new.gid == self.identity.gid
+            && new.perm & 0o7000 == 0
+            && new.xattrs.is_empty()
+            && new.times.is_none()
+            && !self.space.always_overrides()
+    }
+
+    pub(super) fn make_raw(&self, dir: BorrowedFd<'_>, name: Name<'_>, new: &New<'_>) -> Result<()> {
+        let mode = Mode::from_raw_mode(new.perm.into());
+        let done = match new.what {
+            What::File => rustix::fs::openat(
+                dir,
+                name.as_bytes(),
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                mode,
+            )
+            .map(drop),
+            What::Dir { .. } => rustix::fs::mkdirat(dir, name.as_bytes(), mode),
+            What::Symlink(target) => rustix::fs::symlinkat(target, dir, name.as_bytes()),
+            What::Device(kind, dev) => make_node(dir, name, kind, mode, dev),
+            What::Special(kind) => make_node(dir, name, kind, mode, Dev::default()),
+        };
+        done.map_err(|raw| error(|| shown(name, "make"), raw))
+    }
+
+    /// Makes a new inode complete in `tmp`.
+    pub(super) fn stage_new(&self, new: &New<'_>) -> Result<Staged> {
+        let staged = self.staged(self.fresh_name())?;
+        let name = staged.name();
+        let at = Found::At(self.tmp.as_fd(), name.clone());
+        let kind = match new.what {
+            What::File => FileType::File,
+            What::Dir { .. } => FileType::Dir,
+            What::Symlink(_) => FileType::Symlink,
+            What::Device(kind, _) | What::Special(kind) => kind,
+        };
+        let owner = SetAttr { perm: Some(new.perm), uid: Some(new.uid), gid: Some(new.gid), ..SetAttr::default() };
+        match self.make_raw(self.tmp.as_fd(), name.as_name(), &New { perm: 0o700 & new.perm | 0o600, ..new.clone() }) {
+            Err(overlay::Error::Answer(overlay::Errno::EPERM)) if self.space.overrides() => {
+                let dev = if let What::Device(_, dev) = new.what { dev } else { Dev::default() };
+                self.stage_stand_in(&at, (kind, dev), &owner, b"")?;
+            }
+            done => {
+                done?;
+                self.apply_attr(&at, kind, &owner)?;
+            }
+        }
+        for (name, value) in new.xattrs {
+            self.put_xattr(&at, kind, name, value)?;
+        }
+        if let What::Dir { opaque: true } = new.what {
+            self.space.set(&at, marks::OPAQUE, b"y")?;
+        }
+        if let Some((atime, mtime)) = new.times {
+            let times = SetAttr { atime: Some(SetTime::At(atime)), mtime: Some(SetTime::At(mtime)), ..SetAttr::default() };
+            self.apply_attr(&at, kind, &times)?;
+        }
+        Ok(staged)
+    }
+
+    /// Makes a file that stands for what the namespace does not let us make, with a record of what it is.
+    fn stage_stand_in(&self, at: &Found<'_>, kind: (FileType, Dev), owner: &SetAttr, content: &[u8]) -> Result<()> {
+        let Found::At(dir, name) = at else { return Ok(()) };
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|raw| error(|| at.doing("make a stand-in for"), raw))?;
+        copy::body(Source::Bytes(content), fd.as_fd(), content.len() as u64, Durability::Volatile)?;
+        let record = OverrideStat {
+            uid: owner.uid.unwrap_or(self.identity.uid),
+            gid: owner.gid.unwrap_or(self.identity.gid),
+            perm: owner.perm.unwrap_or(0o600),
+            kind: Some(kind),
+        };
+        self.space.record(at, &record)
+    }
+
+    /// Makes the copy of a lower inode complete in `tmp`: owner, mode, attributes, body, marks, then times; durable.
+    pub(super) fn stage_copy(&self, copy: &CopyUp<'_>) -> Result<Staged> {
+        let stat = copy.stat;
+        let what = match stat.kind {
+            FileType::File => What::File,
+            FileType::Dir => What::Dir { opaque: false },
+            FileType::Symlink => What::Symlink(copy.target.unwrap_or_default()),
+            FileType::Char | FileType::Block => What::Device(stat.kind, stat.rdev),
+            FileType::Fifo | FileType::Socket => What::Special(stat.kind),
+        };
+        let new = New { what, perm: stat.perm, uid: stat.uid, gid: stat.gid, xattrs: &[], times: None };
+        let mut staged = self.stage_new(&new)?;
+        if stat.kind == FileType::Symlink && self.space.overrides() {
+            staged = self.keep_link_owner(staged, copy)?;
+        }
+        let name = staged.name();
+        let at = Found::At(self.tmp.as_fd(), name.clone());
+        if stat.kind == FileType::File {
+            self.stage_body(&name, copy)?;
+        }
+        for (xattr, value) in copy.xattrs {
+            self.put_xattr(&at, stat.kind, xattr, value)?;
+        }
+        self.space.set_origin(&at, copy.origin, copy.lower_names)?;
+        // Writing took set-user-ID bits and may have touched the times: both last.
+        let attr = SetAttr {
+            perm: (stat.perm & 0o6000 != 0 && stat.kind == FileType::File).then_some(stat.perm),
+            atime: Some(SetTime::At(stat.atime)),
+            mtime: Some(SetTime::At(stat.mtime)),
+            ..SetAttr::default()
+        };
+        self.apply_attr(&at, stat.kind, &attr)?;
+        Ok(staged)
+    }
+
+    fn stage_body(&self, name: &NameBuf, copy: &CopyUp<'_>) -> Result<()> {
+        let at = Found::At(self.tmp.as_fd(), name.clone());
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.tmp, name.as_bytes(), flags, Mode::empty())
+            .map_err(|raw| error(|| at.doing("open the copy of"), raw))?;
+        let Some(body) = copy.body else {
+            rustix::fs::ftruncate(&fd, copy.stat.size).map_err(|raw| error(|| at.doing("size the copy of"), raw))?;
+            self.space.set(&at, marks::METACOPY, b"")?;
+            if let Some(path) = copy.redirect {
+                self.space.set(&at, marks::REDIRECT, path)?;
+            }
+            return Ok(());
+        };
+        copy::body(body, fd.as_fd(), copy.stat.size, self.durability)
+    }
+
+    /// A link whose owner the namespace cannot hold becomes a file with the target and a record.
+    fn keep_link_owner(&self, staged: Staged, copy: &CopyUp<'_>) -> Result<Staged> {
+        let stat = copy.stat;
+        let real = self.raw_stat(&Found::At(self.tmp.as_fd(), staged.name()))?;
+        if (real.uid, real.gid) == (stat.uid, stat.gid) {
+            return Ok(staged);
+        }
+        let stand_in = self.staged(self.fresh_name())?;
+        let owner = SetAttr { perm: Some(stat.perm), uid: Some(stat.uid), gid: Some(stat.gid), ..SetAttr::default() };
+        let at = Found::At(self.tmp.as_fd(), stand_in.name());
+        self.stage_stand_in(&at, (FileType::Symlink, Dev::default()), &owner, copy.target.unwrap_or_default())?;
+        Ok(stand_in)
+    }
+
+    /// Carries one attribute over. What this namespace may not set is left out with a word in the log, never silently.
+    fn put_xattr(&self, at: &Found<'_>, kind: FileType, name: &[u8], value: &[u8]) -> Result<()> {
+        match marks::set(at, name, value, SetXattr::Any) {
+            Err(overlay::Error::Answer(overlay::Errno::EPERM | overlay::Errno::EOPNOTSUPP))
+                if self.space.overrides() || !matches!(kind, FileType::File | FileType::Dir) =>
+            {
+                log::debug!("attribute {} cannot be kept on a copy", name.escape_ascii());
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Gives a staged inode its name.
+    pub(super) fn place(&self, staged: Staged, dir: &DirFd, name: Name<'_>, what: What<'_>, over: Over) -> Result<()> {
+        let failed = |raw| error(|| shown(name, "name"), raw);
+        let from = staged.name();
+        match (over, what) {
+            (Over::Whiteout, What::Dir { .. }) => {
+                self.exchange(&from, dir, name)?;
+                // What is staged now is the whiteout; dropping it removes it.
+                Ok(())
+            }
+            (Over::Whiteout, _) => {
+                rustix::fs::renameat(&self.tmp, from.as_bytes(), dir, name.as_bytes()).map_err(failed)?;
+                staged.take();
+                Ok(())
+            }
+            (Over::Nothing, _) => {
+                rustix::fs::renameat_with(&self.tmp, from.as_bytes(), dir, name.as_bytes(), RenameFlags::NOREPLACE)
+                    .map_err(failed)?;
+                staged.take();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn make_node(dir: BorrowedFd<'_>, name: Name<'_>, kind: FileType, mode: Mode, dev: Dev) -> rustix::io::Result<()> {
+    let raw = match kind {
+        FileType::Char => RawType::CharacterDevice,
+        FileType::Block => RawType::BlockDevice,
+        FileType::Fifo => RawType::Fifo,
+        FileType::Socket => RawType::Socket,
+        FileType::File | FileType::Dir | FileType::Symlink => return Err(Raw::INVAL),
+    };
+    rustix::fs::mknodat(dir, name.as_bytes(), raw, mode, rustix::fs::makedev(dev.major, dev.minor))
+}
+
+/// Removes a name and all below it, never through a link; directories are emptied in a loop, not by recursion.
+pub(super) fn remove_tree(dir: &OwnedFd, name: Name<'_>) -> Result<()> {
+    let failed = |raw| error(|| format!("sweep {name} in the work directory"), raw);
+    match rustix::fs::unlinkat(dir, name.as_bytes(), AtFlags::empty()) {
+        Ok(()) | Err(Raw::NOENT) => return Ok(()),
+        Err(Raw::ISDIR | Raw::PERM) => {}
+        Err(raw) => return Err(failed(raw)),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty()).map_err(failed)?;
+    empty_dir(&top)?;
+    rustix::fs::unlinkat(dir, name.as_bytes(), AtFlags::REMOVEDIR).map_err(failed)
+}
+
+/// Removes all that a directory holds.
+pub(super) fn empty_dir(top: &OwnedFd) -> Result<()> {
+    let failed = |raw| error(|| "sweep the work directory".into(), raw);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Each directory met is moved up to the top before it is emptied, so that depth costs neither stack nor descriptors.
+    // A name that an interrupted sweep cannot have left.
+    let mut round = std::time::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos() as u64);
+    loop {
+        let mut dirs = Vec::new();
+        for entry in Dir::read_from(top).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = Name::new(entry.file_name().to_bytes()) else { continue };
+            match rustix::fs::unlinkat(top, name.as_bytes(), AtFlags::empty()) {
+                Ok(()) | Err(Raw::NOENT) => {}
+                Err(Raw::ISDIR | Raw::PERM) => dirs.push(name.to_buf()),
+                Err(raw) => return Err(failed(raw)),
+            }
+        }
+        if dirs.is_empty() {
+            return Ok(());
+        }
+        for name in dirs {
+            let fd = rustix::fs::openat(top, name.as_bytes(), flags, Mode::empty()).map_err(failed)?;
+            for entry in Dir::read_from(&fd).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let Ok(child) = Name::new(entry.file_name().to_bytes()) else { continue };
+                match rustix::fs::unlinkat(&fd, child.as_bytes(), AtFlags::empty()) {
+                    Ok(()) | Err(Raw::NOENT) => {}
+                    Err(Raw::ISDIR | Raw::PERM) => {
+                        round += 1;
+                        let up = format!(".sweep-{round:x}");
+                        rustix::fs::renameat(&fd, child.as_bytes(), top, up.as_bytes()).map_err(failed)?;
+                    }
+                    Err(raw) => return Err(failed(raw)),
+                }
+            }
+            rustix::fs::unlinkat(top, name.as_bytes(), AtFlags::REMOVEDIR).map_err(failed)?;
+        }
+    }
+}
