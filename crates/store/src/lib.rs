@@ -1,1 +1,54 @@
-//! See Cargo.toml.
+//! Where images live on this host: loading and unpacking, references, containers, and what they take on the disk.
+//!
+//! ```no_run
+//! use store::{LoadOptions, Silent, Source, Store};
+//!
+//! let store = Store::open(&Store::default_root())?;
+//! store.load(&Source::parse("oci:images:redis")?, &LoadOptions::default(), &Silent)?;
+//! let image = store.image("redis")?;
+//! let container = store.create_container(&image, Some("cache"))?;
+//! let lower = store.lower(&image)?;
+//! println!("mount {} with upper {}", lower.index.display(), container.upper.display());
+//! # Ok::<(), store::Error>(())
+//! ```
+//!
+//! A store is a directory of plain files and needs no daemon: rename is the transaction, `flock` the protocol (`lock.rs`).
+//! Nothing is visible before it is whole. Everything works for an ordinary user: owners, modes, devices and extended
+//! attributes of a layer live in its index, never in the host's inodes.
+
+mod containers;
+mod df;
+mod diff;
+mod disk;
+mod error;
+mod gc;
+mod images;
+mod json;
+mod layers;
+mod layout;
+mod load;
+mod lock;
+mod manifest;
+mod platform;
+mod process;
+mod progress;
+mod reference;
+mod source;
+mod store;
+mod time;
+
+pub use containers::{Container, ImageMount, Mount};
+pub use df::{ContainerUse, Df, ImageUse, LayerUse};
+pub use diff::ChangeKind;
+pub use error::{Error, Result};
+pub use gc::Collected;
+pub use images::{HistoryEntry, Image, ImageId, Removal, Removed};
+pub use layers::Lower;
+pub use load::{LoadOptions, Loaded, LoadedLayer, Origin};
+pub use platform::Platform;
+pub use process::Process;
+pub use progress::{LayerEvent, LayerPlan, Progress, Silent};
+pub use reference::{Reference, ReferenceError};
+pub use source::Source;
+pub use store::Store;
+pub use time::{parse_rfc3339, rfc3339};

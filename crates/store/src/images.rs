@@ -1,0 +1,500 @@
+//! Images: manifests and configs as received, and the names that lead to them.
+//!
+//! An image is its config; its ID is the config's hash. A manifest leads to the config and the layers, a reference to a
+//! manifest. An image without references is dangling. Everything is content-addressed or published by rename, so that
+//! reading needs no lock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use layer::{ChainId, DiffId, Digest, Time};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::gc;
+use crate::lock::Lock;
+use crate::manifest::{self, Config, Document, Manifest};
+use crate::reference::Reference;
+use crate::store::Store;
+use crate::time;
+
+/// An image's ID: the hash of its config as received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageId(pub Digest);
+
+/// An image of the store.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The hash of its config.
+    pub id: ImageId,
+    /// The names that lead to it, sorted; none if it is dangling.
+    pub names: Vec<Reference>,
+    /// The hash of its manifest; of several manifests with this config, one that a name leads to, else the newest.
+    pub digest: Digest,
+    /// The manifest as received.
+    pub manifest: Vec<u8>,
+    /// The config as received.
+    pub config: Vec<u8>,
+    /// Its layers, base first; at least one.
+    pub diff_ids: Vec<DiffId>,
+    /// When its maker says that it was made.
+    pub created: Option<Time>,
+    /// The length of its layers' tar streams, in bytes.
+    pub size: u64,
+}
+
+/// One step of an image's history.
+#[derive(Clone, Debug)]
+pub struct HistoryEntry {
+    /// When.
+    pub created: Option<Time>,
+    /// By which command.
+    pub created_by: String,
+    /// The maker's comment.
+    pub comment: String,
+    /// The layer that the step made; `None` if it made none, or it is not known which.
+    pub layer: Option<DiffId>,
+    /// The length of that layer's tar stream, in bytes.
+    pub size: u64,
+}
+
+/// What a removal did.
+#[derive(Clone, Debug, Default)]
+pub struct Removed {
+    /// Names that lead nowhere any more.
+    pub untagged: Vec<Reference>,
+    /// The image, if it is gone.
+    pub image: Option<ImageId>,
+    /// Layers that no other image used.
+    pub deleted: Vec<DiffId>,
+}
+
+/// What to do with an image that has further names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// Refuse to remove by ID what several names lead to.
+    Ask,
+    /// Remove all names.
+    Force,
+}
+
+/// `images/refs/<hash of the name>`.
+#[derive(Serialize, Deserialize)]
+struct RefRecord {
+    name: String,
+    manifest: String,
+}
+
+/// Everything that is recorded of images, read once.
+pub(crate) struct Catalogue {
+    /// By config: the manifests, newest first.
+    images: BTreeMap<Digest, Vec<(Digest, Vec<u8>, Manifest)>>,
+    refs: BTreeMap<Reference, Digest>,
+}
+
+impl ImageId {
+    /// Returns the first 12 hex digits.
+    pub fn short(&self) -> String {
+        self.0.hex()[..12].to_owned()
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Image {
+    /// Returns the name of the stack of its layers.
+    pub fn chain(&self) -> Option<ChainId> {
+        ChainId::of(&self.diff_ids)
+    }
+
+    /// Returns what messages call it: its first name, else its short ID.
+    pub fn label(&self) -> String {
+        self.names.first().map_or_else(|| self.id.short(), Reference::familiar)
+    }
+
+    pub(crate) fn read_config(&self) -> Result<Config> {
+        manifest::read_config(&self.config, &format!("config of image {}", self.label()))
+    }
+}
+
+impl Store {
+    /// Returns all images, the newest first.
+    ///
+    /// # Errors
+    /// The disk; [`Error::Corrupt`] naming a record that is not as it was written.
+    pub fn images(&self) -> Result<Vec<Image>> {
+        let catalogue = Catalogue::read(self)?;
+        let mut images = catalogue.images.keys().map(|id| catalogue.image(self, *id)).collect::<Result<Vec<_>>>()?;
+        images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.names.cmp(&b.names)));
+        Ok(images)
+    }
+
+    /// Finds an image by reference (completed), by ID or a unique prefix of it, or by its manifest's digest.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Ambiguous`], and those of [`Store::images`].
+    pub fn image(&self, text: &str) -> Result<Image> {
+        let catalogue = Catalogue::read(self)?;
+        let found = catalogue.find(text)?;
+        catalogue.image(self, found.id)
+    }
+
+    /// Finds an image by its whole ID.
+    ///
+    /// # Errors
+    /// As [`Store::image`].
+    pub fn image_by_id(&self, id: ImageId) -> Result<Image> {
+        Catalogue::read(self)?.image(self, id.0)
+    }
+
+    /// Gives the image `source` the further name `target`, which leads nowhere else from now on.
+    ///
+    /// # Errors
+    /// As [`Store::image`]; a `target` that is no reference or has a digest.
+    pub fn tag(&self, source: &str, target: &str) -> Result<Reference> {
+        let target = parse_name(target)?;
+        let _store = Lock::shared(&self.layout().lock())?;
+        let _records = Lock::exclusive(&self.layout().records_lock())?;
+        let catalogue = Catalogue::read(self)?;
+        let found = catalogue.find(source)?;
+        let manifest = found.manifest.map_or_else(|| catalogue.manifest_of(found.id), Ok)?;
+        self.write_ref(&target, manifest)?;
+        Ok(target)
+    }
+
+    /// Removes a name, and with its last name the image, its manifests, and the layers that nothing else uses.
+    ///
+    /// By ID, an image with several names is removed only with [`Removal::Force`].
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::InUse`] naming the container or mount that uses it.
+    pub fn remove_image(&self, text: &str, removal: Removal) -> Result<Removed> {
+        // Exclusive first: a load that is under way must find what it reuses.
+        let _store = Lock::exclusive(&self.layout().lock())?;
+        let records = Lock::exclusive(&self.layout().records_lock())?;
+        let catalogue = Catalogue::read(self)?;
+        let found = catalogue.find(text)?;
+        let names = catalogue.names(found.id);
+        let mut removed = Removed::default();
+        if let Some(name) = found.name.filter(|_| names.len() > 1) {
+            self.remove_ref(&name)?;
+            removed.untagged.push(name);
+            return Ok(removed);
+        }
+        let id = ImageId(found.id);
+        if names.len() > 1 && removal == Removal::Ask {
+            let all: Vec<String> = names.iter().map(Reference::familiar).collect();
+            let why = format!(
+                "image {} has several names ({}); remove them, or all of them with -f",
+                id.short(),
+                all.join(", ")
+            );
+            return Err(Error::InUse(why));
+        }
+        self.refuse_used(id, &catalogue.image(self, found.id)?.label())?;
+        for name in names {
+            self.remove_ref(&name)?;
+            removed.untagged.push(name);
+        }
+        for (manifest, ..) in catalogue.images.get(&found.id).into_iter().flatten() {
+            let path = self.layout().manifests().join(manifest.hex());
+            fs::remove_file(&path).map_err(Error::at("delete", &path))?;
+        }
+        disk::sync_dir(&self.layout().manifests())?;
+        drop(records);
+        removed.image = Some(id);
+        removed.deleted = gc::collect(self)?.layers;
+        Ok(removed)
+    }
+
+    /// Returns how an image was made, the newest step first.
+    ///
+    /// # Errors
+    /// The disk, or a config that cannot be read.
+    pub fn history(&self, image: &Image) -> Result<Vec<HistoryEntry>> {
+        let config = image.read_config()?;
+        let filled = config.history.iter().filter(|past| past.empty_layer != Some(true)).count();
+        // The history may be absent or partial: then no step can be given its layer.
+        let mut layers = (filled == config.diff_ids.len()).then(|| config.diff_ids.iter().copied());
+        let mut history = Vec::with_capacity(config.history.len());
+        for past in config.history {
+            let empty = past.empty_layer == Some(true);
+            let layer = layers.as_mut().filter(|_| !empty).and_then(Iterator::next);
+            history.push(HistoryEntry {
+                created: past.created.as_deref().and_then(time::parse_rfc3339),
+                created_by: past.created_by.unwrap_or_default(),
+                comment: past.comment.unwrap_or_default(),
+                size: layer.map_or(Ok(0), |layer| self.layer_size(&layer))?,
+                layer,
+            });
+        }
+        history.reverse();
+        Ok(history)
+    }
+
+    /// Returns what is known of an image, in docker's words.
+    ///
+    /// # Errors
+    /// The disk, or a config that cannot be read.
+    pub fn inspect(&self, image: &Image) -> Result<Value> {
+        let config = image.read_config()?;
+        let digests: BTreeSet<String> =
+            image.names.iter().map(|name| format!("{}@{}", name.familiar_repository(), image.digest)).collect();
+        let platform = config.platform.as_ref();
+        let lower = self.lower(image)?;
+        Ok(json!({
+            "Id": image.id.to_string(),
+            "RepoTags": image.names.iter().map(Reference::familiar).collect::<Vec<_>>(),
+            "RepoDigests": digests,
+            "Digest": image.digest.to_string(),
+            "Created": image.created.map(time::rfc3339),
+            "Author": config.author,
+            "Architecture": platform.map(|p| p.architecture.as_str()).unwrap_or_default(),
+            "Variant": platform.and_then(|p| p.variant.as_deref()).unwrap_or_default(),
+            "Os": platform.map(|p| p.os.as_str()).unwrap_or_default(),
+            "Size": image.size,
+            "Config": config.settings,
+            "RootFS": {
+                "Type": "layers",
+                "Layers": image.diff_ids.iter().map(DiffId::to_string).collect::<Vec<_>>(),
+            },
+            "Store": {
+                "ChainId": image.chain().map(|chain| chain.to_string()),
+                "Index": lower.index,
+            },
+        }))
+    }
+
+    /// Writes an image's documents and names; returns the names that led to another image before. The caller holds the
+    /// store's lock, and the layers are there.
+    pub(crate) fn record_image(&self, image: NewImage<'_>) -> Result<Vec<Reference>> {
+        let _records = Lock::exclusive(&self.layout().records_lock())?;
+        let before = Catalogue::read(self)?;
+        self.write_document(&self.layout().configs(), image.config)?;
+        let manifest = self.write_document(&self.layout().manifests(), image.manifest)?;
+        let id = Digest::of(image.config);
+        let mut moved = Vec::new();
+        for name in image.names {
+            let old = before.refs.get(name).copied();
+            if old.is_some_and(|old| before.config_of(old).is_some_and(|config| config != id)) {
+                moved.push(name.clone());
+            }
+            if old != Some(manifest) {
+                self.write_ref(name, manifest)?;
+            }
+        }
+        Ok(moved)
+    }
+
+    fn write_document(&self, dir: &Path, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        let path = dir.join(digest.hex());
+        if disk::read_if_there(&path)?.as_deref() != Some(bytes) {
+            disk::publish(self.layout(), &path, bytes)?;
+        }
+        Ok(digest)
+    }
+
+    fn write_ref(&self, name: &Reference, manifest: Digest) -> Result<()> {
+        let record = RefRecord { name: name.to_string(), manifest: manifest.to_string() };
+        let text = serde_json::to_vec(&record).map_err(|cause| Error::io("write a reference", cause))?;
+        disk::publish(self.layout(), &self.ref_path(name), &text)
+    }
+
+    fn remove_ref(&self, name: &Reference) -> Result<()> {
+        let path = self.ref_path(name);
+        fs::remove_file(&path).map_err(Error::at("delete", &path))?;
+        disk::sync_dir(&self.layout().refs())
+    }
+
+    fn ref_path(&self, name: &Reference) -> std::path::PathBuf {
+        self.layout().refs().join(Digest::of(name.to_string().as_bytes()).hex())
+    }
+
+    fn refuse_used(&self, id: ImageId, label: &str) -> Result<()> {
+        if let Some(container) = self.containers()?.into_iter().find(|container| container.image == id) {
+            let why = format!("image {label} is used by container {0}; remove it first: plyfs rm {0}", container.name);
+            return Err(Error::InUse(why));
+        }
+        if let Some(mount) = self.image_mounts()?.into_iter().find(|mount| mount.image == id) {
+            let target = mount.mount.target.display().to_string();
+            return Err(Error::InUse(format!(
+                "image {label} is mounted at {target}; unmount it first: plyfs umount {target}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// An image to be recorded.
+pub(crate) struct NewImage<'a> {
+    pub(crate) names: &'a [Reference],
+    pub(crate) manifest: &'a [u8],
+    pub(crate) config: &'a [u8],
+}
+
+/// What a text that names an image leads to.
+struct Found {
+    /// The config's hash.
+    id: Digest,
+    /// The name, if it was given by name and not by ID or digest.
+    name: Option<Reference>,
+    manifest: Option<Digest>,
+}
+
+impl Catalogue {
+    pub(crate) fn read(store: &Store) -> Result<Self> {
+        let mut images: BTreeMap<Digest, Vec<_>> = BTreeMap::new();
+        for (digest, bytes, modified) in documents(&store.layout().manifests())? {
+            let what = format!("manifest {digest}");
+            let Document::Manifest(read) = manifest::read_document(&bytes, &what, None)? else {
+                return Err(Error::corrupt(what, "it is no image manifest"));
+            };
+            images.entry(read.config.digest).or_default().push((modified, digest, bytes, read));
+        }
+        let newest_first = |mut all: Vec<(_, Digest, Vec<u8>, Manifest)>| {
+            all.sort_by_key(|(modified, digest, ..)| (std::cmp::Reverse(*modified), *digest));
+            all.into_iter().map(|(_, digest, bytes, read)| (digest, bytes, read)).collect()
+        };
+        let images = images.into_iter().map(|(config, all)| (config, newest_first(all))).collect();
+        Ok(Catalogue { images, refs: read_refs(&store.layout().refs())? })
+    }
+
+    /// The IDs of all images.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ImageId> + '_ {
+        self.images.keys().map(|id| ImageId(*id))
+    }
+
+    pub(crate) fn image(&self, store: &Store, id: Digest) -> Result<Image> {
+        let names = self.names(id);
+        let digest = self.manifest_of(id)?;
+        let manifests = self.images.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let (_, manifest, _) =
+            manifests.iter().find(|(d, ..)| *d == digest).ok_or_else(|| no_image(&id.to_string()))?;
+        let path = store.layout().configs().join(id.hex());
+        let config = disk::read_if_there(&path)?.filter(|bytes| Digest::of(bytes) == id).ok_or_else(|| {
+            Error::corrupt(path.display(), "missing or changed; remove the image with -f and load it again")
+        })?;
+        let mut image = Image {
+            id: ImageId(id),
+            names,
+            digest,
+            manifest: manifest.clone(),
+            config,
+            diff_ids: Vec::new(),
+            created: None,
+            size: 0,
+        };
+        let read = image.read_config()?;
+        (image.diff_ids, image.created) = (read.diff_ids, read.created);
+        for layer in &image.diff_ids {
+            image.size += store.layer_size(layer)?;
+        }
+        Ok(image)
+    }
+
+    fn names(&self, id: Digest) -> Vec<Reference> {
+        let leads_here = |manifest: &Digest| self.config_of(*manifest) == Some(id);
+        self.refs.iter().filter(|(_, manifest)| leads_here(manifest)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn config_of(&self, manifest: Digest) -> Option<Digest> {
+        let has = |all: &[(Digest, Vec<u8>, Manifest)]| all.iter().any(|(digest, ..)| *digest == manifest);
+        self.images.iter().find(|(_, all)| has(all)).map(|(id, _)| *id)
+    }
+
+    fn manifest_of(&self, id: Digest) -> Result<Digest> {
+        let named = self.names(id).first().and_then(|name| self.refs.get(name).copied());
+        let newest = self.images.get(&id).and_then(|all| all.first()).map(|(digest, ..)| *digest);
+        named.or(newest).ok_or_else(|| no_image(&id.to_string()))
+    }
+
+    fn find(&self, text: &str) -> Result<Found> {
+        if let Some(found) = Reference::parse(text).ok().and_then(|name| self.find_name(&name)) {
+            return Ok(found);
+        }
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if hex.is_empty() || hex.len() > 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(no_image(text));
+        }
+        let with_manifest = self.images.iter().find_map(|(id, all)| {
+            all.iter().find(|(digest, ..)| digest.hex() == hex).map(|(digest, ..)| (*id, *digest))
+        });
+        if let Some((id, manifest)) = with_manifest {
+            return Ok(Found { id, name: None, manifest: Some(manifest) });
+        }
+        let mut with_prefix = self.images.keys().filter(|id| id.hex().starts_with(hex));
+        match (with_prefix.next(), with_prefix.next()) {
+            (Some(id), None) => Ok(Found { id: *id, name: None, manifest: None }),
+            (Some(_), Some(_)) => {
+                Err(Error::Ambiguous(format!("{text}: several images have IDs that begin so; give more digits")))
+            }
+            (None, _) => Err(no_image(text)),
+        }
+    }
+
+    fn find_name(&self, name: &Reference) -> Option<Found> {
+        if let Some(digest) = name.digest() {
+            let id = self.config_of(digest)?;
+            let same_repository = |known: &&Reference| known.repository() == name.repository();
+            let names = self.names(id);
+            names.iter().find(same_repository)?;
+            return Some(Found { id, name: None, manifest: Some(digest) });
+        }
+        let manifest = *self.refs.get(name)?;
+        Some(Found { id: self.config_of(manifest)?, name: Some(name.clone()), manifest: Some(manifest) })
+    }
+}
+
+type Modified = std::time::SystemTime;
+
+/// Reads the content-addressed files of a directory and checks each against its name.
+fn documents(dir: &Path) -> Result<Vec<(Digest, Vec<u8>, Modified)>> {
+    let mut all = Vec::new();
+    for name in disk::names(dir)? {
+        let path = dir.join(&name);
+        let Ok(digest) = Digest::from_hex(&name) else {
+            return Err(Error::corrupt(path.display(), "not a file of the store; move it away"));
+        };
+        // Another process may remove an image between the listing and here.
+        let Some(bytes) = disk::read_if_there(&path)? else { continue };
+        if Digest::of(&bytes) != digest {
+            return Err(Error::corrupt(path.display(), "its content has changed; delete it and load the image again"));
+        }
+        let Ok(modified) = fs::metadata(&path).and_then(|metadata| metadata.modified()) else { continue };
+        all.push((digest, bytes, modified));
+    }
+    Ok(all)
+}
+
+fn read_refs(dir: &Path) -> Result<BTreeMap<Reference, Digest>> {
+    let mut refs = BTreeMap::new();
+    for file in disk::names(dir)? {
+        let path = dir.join(&file);
+        let Some(bytes) = disk::read_if_there(&path)? else { continue };
+        let corrupt = |why: String| Error::corrupt(path.display(), format!("{why}; delete it and tag the image again"));
+        let record: RefRecord = serde_json::from_slice(&bytes).map_err(|why| corrupt(why.to_string()))?;
+        let name = Reference::parse(&record.name).map_err(|why| corrupt(why.to_string()))?;
+        refs.insert(name, record.manifest.parse().map_err(|why| corrupt(format!("{why}")))?);
+    }
+    Ok(refs)
+}
+
+fn parse_name(text: &str) -> Result<Reference> {
+    let name = Reference::parse(text).map_err(|why| Error::invalid("tag", why))?;
+    match name.digest() {
+        None => Ok(name),
+        Some(_) => Err(Error::invalid("tag", format!("'{text}' has a digest; a tag is a name without one"))),
+    }
+}
+
+pub(crate) fn no_image(text: &str) -> Error {
+    Error::NotFound(format!("no such image: {text}; 'plyfs images' lists what is here, 'plyfs load' brings more"))
+}
