@@ -9,7 +9,7 @@ use crate::stat::{Dev, Slot, Time};
 use crate::tree::{Body, LayerTree, Member, MemberKind, TreeError};
 
 /// One member of a layer to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Item {
     /// As in [`Member`].
     pub path: Vec<u8>,
@@ -114,6 +114,22 @@ pub fn whiteout(path: impl AsRef<[u8]>) -> Item {
 /// An opaque marker in `dir`.
 pub fn opaque(dir: impl AsRef<[u8]>) -> Item {
     file([dir.as_ref(), b"/.wh..wh..opq"].concat(), b"")
+}
+
+/// One line, so that a failed property shows its layers readably.
+impl std::fmt::Debug for Item {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Item { path, perm, uid, gid, mtime: Time { sec, nsec }, xattrs, kind } = self;
+        let shown = |bytes: &[u8]| bytes.escape_ascii().to_string();
+        let kind = match kind {
+            ItemKind::File { content, object } => format!("File({}, object: {object})", shown(content)),
+            ItemKind::Symlink(target) => format!("Symlink({})", shown(target)),
+            ItemKind::Hardlink(target) => format!("Hardlink({})", shown(target)),
+            other => format!("{other:?}"),
+        };
+        write!(f, "'{}' {kind} {perm:o} {uid}:{gid} {sec}.{nsec:09}", shown(path))?;
+        xattrs.iter().try_for_each(|(name, value)| write!(f, " {}={}", shown(name), shown(value)))
+    }
 }
 
 impl Item {

@@ -1,5 +1,7 @@
 //! The index format: what is written is read back, and no bytes make a reader panic or leave the file.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
+
 use layer::fixture::{
     Item, Layer, block_device, char_device, dir, fifo, file, hardlink, layer, object, opaque, read_everything, reseal,
     symlink, whiteout,

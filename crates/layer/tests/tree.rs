@@ -1,5 +1,7 @@
 //! The rules of a tar layer, as its index tells them.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
+
 use layer::fixture::{
     Item, Layer, block_device, char_device, dir, fifo, file, hardlink, layer, object, opaque, socket, symlink,
     try_layer, whiteout,
