@@ -46,8 +46,22 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         Ok(node)
     }
 
+    /// Copies an inode up, and leaves its open readers with the lower body.
+    pub(crate) fn copy_up_apart(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<()> {
+        let _copying = node.copying.lock();
+        self.copy_locked(node, depth)
+    }
+
     fn copy_once(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<()> {
         let _copying = node.copying.lock();
+        self.copy_locked(node, depth)?;
+        if self.copied(node, Depth::Whole) {
+            self.switch_open_body(node)?;
+        }
+        Ok(())
+    }
+
+    fn copy_locked(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<()> {
         if self.copied(node, depth) {
             return Ok(());
         }
@@ -56,9 +70,6 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             self.fill(node, slot, depth)?;
         } else {
             self.copy_file(node, slot, depth)?;
-        }
-        if self.copied(node, Depth::Whole) {
-            self.switch_open_body(node)?;
         }
         Ok(())
     }
@@ -141,11 +152,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
             let lower_names = self.names_still_below(slot, stat.nlink)?;
             if lower_names != stat.nlink {
-                upper.set_lower_names(Target::Index(node.id), lower_names)?;
+                upper.set_lower_names(Target::Index(node.shown), lower_names)?;
             }
             self.indexed.write().insert(node.id);
-            *node.place.write() =
-                Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names });
+            *node.place.write() = Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names });
             return Ok(());
         }
         let (parent, name) = self.place_below(node, slot)?;
@@ -161,12 +171,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let made = self.keep_times(&dir, || upper.publish(staged, &dir, name.as_name()))?;
         names.set(name.as_name(), Some(stat.kind), Some(node.id));
         node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
-        *node.place.write() = Place::Upper(InUpper {
-            names: vec![(dir_node.clone(), name)],
-            indexed: false,
-            body_below,
-            lower_names: 0,
-        });
+        *node.place.write() =
+            Place::Upper(InUpper { names: vec![(dir_node.clone(), name)], indexed: false, body_below, lower_names: 0 });
         Ok(())
     }
 
@@ -360,7 +366,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             }
             _ => return Ok(()),
         };
-        self.writable()?.set_lower_names(Target::Index(node.id), left)
+        self.writable()?.set_lower_names(Target::Index(node.shown), left)
     }
 
     /// Runs a step that adds an entry for the union's own reasons, and gives the directory its times back.

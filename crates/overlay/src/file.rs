@@ -145,6 +145,54 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         });
     }
 
+    /// Gives a lower file that is open past the daemon another node for what is about to be written, the old one keeping
+    /// the lower bytes for those who have it open. Returns the file's names, which lead to the new node from now on; `None`
+    /// when the old node was left behind before.
+    ///
+    /// # Errors
+    /// Those of a copy-up.
+    pub fn detach(&self, id: Ino, access: Access) -> Result<Option<Vec<(Ino, layer::NameBuf)>>> {
+        let node = self.node(id)?;
+        if self.is_gone(&node) {
+            return Ok(None);
+        }
+        let slot = node.slot.ok_or(Error::Answer(Errno::ESTALE))?;
+        let below = self.lower.stat(slot)?;
+        let depth = if access == Access::Truncate { Depth::Empty } else { Depth::Whole };
+        self.copy_up_apart(&node, depth)?;
+        let fresh = self.leave_node(&node, layer::Stat { ino: node.shown, ..below });
+        let names: Vec<_> = match &*fresh.place.read() {
+            Place::Upper(up) => up.names.iter().map(|(parent, name)| (parent.id, name.clone())).collect(),
+            _ => Vec::new(),
+        };
+        self.relearn(&fresh);
+        let mut all = names;
+        if let Some(below) = self.lower.names(slot)? {
+            all.extend(below.into_iter().map(|(dir, name)| (self.id_of(dir), name)));
+        }
+        Ok(Some(all))
+    }
+
+    /// Tells whether opening this inode for writing copies a body that is worth a thread of its own.
+    pub fn copies_much(&self, id: Ino) -> bool {
+        const MUCH: u64 = 1 << 20;
+        let slot = match self.at(id) {
+            Ok(crate::union::At::Lower(slot)) => Some(slot),
+            Ok(crate::union::At::Node(node)) => match &*node.place.read() {
+                Place::Lower { .. } => node.slot,
+                Place::Upper(up) => up.body_below,
+                Place::Gone(_) => None,
+            },
+            Err(_) => None,
+        };
+        slot.is_some_and(|slot| self.lower.stat(slot).is_ok_and(|stat| stat.size > MUCH))
+    }
+
+    /// Returns the open file of the upper, if the body is there; for front ends that pass descriptors on.
+    pub fn upper_body(&self, id: Ino) -> Option<Arc<U::File>> {
+        self.nodes.get(id).and_then(|node| self.upper_file(&node))
+    }
+
     fn body(&self, id: Ino) -> Result<OpenBody<L, U>> {
         match self.nodes.get(id) {
             Some(node) => Ok(node.open.read().body.clone()),

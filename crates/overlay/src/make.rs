@@ -162,7 +162,13 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         Ok(attr)
     }
 
-    fn link_locked(&self, node: &Arc<Node<L, U>>, dir_node: &Arc<Node<L, U>>, dir: &U::Dir, name: Name<'_>) -> Result<layer::Stat> {
+    fn link_locked(
+        &self,
+        node: &Arc<Node<L, U>>,
+        dir_node: &Arc<Node<L, U>>,
+        dir: &U::Dir,
+        name: Name<'_>,
+    ) -> Result<layer::Stat> {
         let upper = self.writable()?;
         let mut names = self.lock_names(dir_node, dir)?;
         let names = names.as_mut().ok_or(Error::Answer(Errno::ESTALE))?;
@@ -179,7 +185,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             _ => return Err(Errno::ENOENT.into()),
         };
         match known {
-            (true, _) => upper.link(Target::Index(node.id), dir, name, over)?,
+            (true, _) => upper.link(Target::Index(node.shown), dir, name, over)?,
             (false, Some((parent, old))) if Arc::ptr_eq(&parent, dir_node) => {
                 upper.link(Target::At(dir, old.as_name()), dir, name, over)?;
             }

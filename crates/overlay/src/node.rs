@@ -103,7 +103,14 @@ impl<L: Lower, U: Upper> Clone for OpenBody<L, U> {
 }
 
 impl<L: Lower, U: Upper> Node<L, U> {
-    pub(crate) fn new(id: Ino, shown: Ino, kind: FileType, slot: Option<Slot>, place: Place<L, U>, backing: u64) -> Self {
+    pub(crate) fn new(
+        id: Ino,
+        shown: Ino,
+        kind: FileType,
+        slot: Option<Slot>,
+        place: Place<L, U>,
+        backing: u64,
+    ) -> Self {
         Node {
             id,
             shown,
@@ -196,7 +203,8 @@ impl<L: Lower, U: Upper> Nodes<L, U> {
         let dropped = {
             let mut shard = self.shard(id).write();
             let unused = shard.get(&id).is_some_and(|node| {
-                let told = slot.map_or_else(|| node.lookups.load(Ordering::Relaxed), |slot| u64::from(self.told.get(slot)));
+                let told =
+                    slot.map_or_else(|| node.lookups.load(Ordering::Relaxed), |slot| u64::from(self.told.get(slot)));
                 told == 0 && node.open.read().count == 0 && Arc::strong_count(node) == 1
             });
             if unused { shard.remove(&id) } else { None }

@@ -181,7 +181,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Drops a hard-linked origin from the index once it has no name on either side.
     fn drop_index_if_unused(&self, node: &Arc<Node<L, U>>) -> Result<()> {
         let upper = self.writable()?;
-        let stat = upper.stat(Target::Index(node.id))?;
+        let stat = upper.stat(Target::Index(node.shown))?;
         let left = match &*node.place.read() {
             Place::Upper(up) => up.lower_names,
             _ => return Ok(()),
@@ -189,8 +189,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if stat.nlink > 1 || left > 0 {
             return Ok(());
         }
-        upper.remove_index(node.id)?;
-        self.indexed.write().remove(&node.id);
+        upper.remove_index(node.shown)?;
+        self.indexed.write().remove(&node.shown);
         self.gone(node, Stat { nlink: 0, ..stat });
         Ok(())
     }

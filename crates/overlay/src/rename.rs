@@ -46,7 +46,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             Flags::NoReplace => {}
         }
         // Whether a directory moves is looked at again below; a file's rename never takes the path lock for itself alone.
-        let moves_dir = self.is_dir(&from_node, from.1)? || (flags == Flags::Exchange && self.is_dir(&to_node, to.1)?);
+        let moves_dir =
+            self.is_dir(&from_node, from.1)? || (flags == Flags::Exchange && self.is_dir(&to_node, to.1)?);
         let (_alone, _shared) = match moves_dir {
             true => (Some(self.path.write()), None),
             false => (None, Some(self.path.read())),
@@ -133,7 +134,13 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Looks at what a rename replaces, by the rules of rename(2).
-    fn check_target(&self, to: &End<'_, L, U>, view: &View, kind: FileType, moving: &Node<L, U>) -> Result<Victim<L, U>> {
+    fn check_target(
+        &self,
+        to: &End<'_, L, U>,
+        view: &View,
+        kind: FileType,
+        moving: &Node<L, U>,
+    ) -> Result<Victim<L, U>> {
         if !view.visible() {
             return Ok(Victim::None);
         }

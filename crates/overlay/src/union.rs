@@ -7,7 +7,7 @@
 //! directory), directory locks (`Node::names`, two at a time by ascending number), then memory (`Node::place`, `Node::open`,
 //! the node table), for one statement each. Bodies are copied under the first alone.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -31,6 +31,8 @@ pub struct Overlay<L: Lower, U: Upper> {
     /// Hard-linked origins that are in the upper's index.
     pub(crate) indexed: RwLock<HashSet<Ino>>,
     spares: AtomicU64,
+    /// Which spare stands for a backing inode.
+    stand_ins: RwLock<HashMap<u64, Ino>>,
     dirs_open: AtomicUsize,
 }
 
@@ -132,6 +134,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             path: RwLock::new(()),
             indexed: RwLock::new(indexed),
             spares: AtomicU64::new(0),
+            stand_ins: RwLock::default(),
             dirs_open: AtomicUsize::new(0),
         })
     }
@@ -186,9 +189,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             At::Node(node) => Ok(node),
             At::Lower(slot) => {
                 let kind = self.lower.stat(slot)?.kind;
-                Ok(self.nodes.get_or_insert(id, || {
-                    Node::new(id, id, kind, Some(slot), Place::Lower { seen: Vec::new() }, 0)
-                }))
+                Ok(self
+                    .nodes
+                    .get_or_insert(id, || Node::new(id, id, kind, Some(slot), Place::Lower { seen: Vec::new() }, 0)))
             }
         }
     }
@@ -249,7 +252,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Calls `f` with the way to an inode that is in the upper.
     ///
     /// The caller holds the path lock. A file's own directory is locked shared, so that its name stays its name.
-    pub(crate) fn with_target<T>(&self, node: &Arc<Node<L, U>>, f: impl FnOnce(&U, Target<'_, U>) -> Result<T>) -> Result<T> {
+    pub(crate) fn with_target<T>(
+        &self,
+        node: &Arc<Node<L, U>>,
+        f: impl FnOnce(&U, Target<'_, U>) -> Result<T>,
+    ) -> Result<T> {
         let upper = self.writable()?;
         if node.kind == FileType::Dir {
             let dir = self.dir(node)?;
@@ -262,7 +269,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 Place::Lower { .. } => return Err(Errno::ESTALE.into()),
             };
             if indexed {
-                return f(upper, Target::Index(node.slot.map_or(node.id, |slot| self.id_of(slot))));
+                return f(upper, Target::Index(node.shown));
             }
             let Some((parent, name)) = name else {
                 return match self.upper_file(node) {
@@ -281,7 +288,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Locks a directory of the upper for changes, its names read.
-    pub(crate) fn lock_names<'a>(&self, node: &'a Arc<Node<L, U>>, dir: &U::Dir) -> Result<RwLockWriteGuard<'a, Option<Names>>> {
+    pub(crate) fn lock_names<'a>(
+        &self,
+        node: &'a Arc<Node<L, U>>,
+        dir: &U::Dir,
+    ) -> Result<RwLockWriteGuard<'a, Option<Names>>> {
         let mut names = node.names.write();
         if names.is_none() {
             *names = Some(Names::from_list(self.writable()?.list(dir)?));
@@ -389,17 +400,27 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     pub(crate) fn indexed_node(&self, id: Ino, slot: Slot) -> Result<Arc<Node<L, U>>> {
-        if let Some(node) = self.nodes.get(id) {
-            return Ok(node);
+        let known = self.nodes.get(id);
+        if let Some(node) = &known
+            && node.in_upper()
+        {
+            return Ok(node.clone());
         }
         let (stat, marks) = self.writable()?.find(Target::Index(id))?;
+        let spare = self.stand_ins.read().get(&stat.ino.0).copied();
+        if let Some(node) = spare.and_then(|spare| self.nodes.get(spare)) {
+            return Ok(node);
+        }
         let place = Place::Upper(InUpper {
             names: Vec::new(),
             indexed: true,
             body_below: marks.metacopy.then_some(slot),
             lower_names: marks.lower_names,
         });
-        Ok(self.nodes.get_or_insert(id, || Node::new(id, id, stat.kind, Some(slot), place, stat.ino.0)))
+        Ok(match known {
+            Some(_) => self.new_spare(|spare| Node::new(spare, id, stat.kind, Some(slot), place, stat.ino.0)),
+            None => self.nodes.get_or_insert(id, || Node::new(id, id, stat.kind, Some(slot), place, stat.ino.0)),
+        })
     }
 
     fn lookup_upper(&self, parent: &Arc<Node<L, U>>, name: Name<'_>) -> Result<Attr> {
@@ -412,7 +433,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 
     /// Remembers which node a name leads to.
     pub(crate) fn learn(&self, parent: &Node<L, U>, name: Name<'_>, id: Ino) {
-        let known = parent.names.read().as_ref().and_then(|names| names.get(name)).is_some_and(|entry| entry.id == Some(id));
+        let known =
+            parent.names.read().as_ref().and_then(|names| names.get(name)).is_some_and(|entry| entry.id == Some(id));
         if !known && let Some(names) = &mut *parent.names.write() {
             names.learn(name, id);
         }
@@ -428,8 +450,17 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Returns the node of an upper inode, made if it is not known yet, with `name` among its names.
-    pub(crate) fn adopt(&self, parent: &Arc<Node<L, U>>, name: Name<'_>, stat: &Stat, marks: &Marks) -> Result<Arc<Node<L, U>>> {
+    pub(crate) fn adopt(
+        &self,
+        parent: &Arc<Node<L, U>>,
+        name: Name<'_>,
+        stat: &Stat,
+        marks: &Marks,
+    ) -> Result<Arc<Node<L, U>>> {
         let slot = self.merged_slot(parent, name, stat.kind, marks)?;
+        if let Some(spare) = self.stand_in(parent, name, slot, stat, marks) {
+            return Ok(spare);
+        }
         let rightful = self.rightful(slot, stat, marks);
         if let Some(known) = self.nodes.get(rightful) {
             let place = self.in_upper(parent, name, slot, stat, marks);
@@ -439,7 +470,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             return Ok(self.spare(rightful, parent, name, slot, stat, marks));
         }
         let place = Place::Upper(self.in_upper(parent, name, slot, stat, marks));
-        let node = self.nodes.get_or_insert(rightful, || Node::new(rightful, rightful, stat.kind, slot, place, stat.ino.0));
+        let node =
+            self.nodes.get_or_insert(rightful, || Node::new(rightful, rightful, stat.kind, slot, place, stat.ino.0));
         Ok(node)
     }
 
@@ -454,7 +486,14 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Adds a name to a known node; `false` when the node is another inode that only had this number.
-    fn revive(&self, node: &Arc<Node<L, U>>, parent: &Arc<Node<L, U>>, name: Name<'_>, stat: &Stat, fresh: InUpper<L, U>) -> bool {
+    fn revive(
+        &self,
+        node: &Arc<Node<L, U>>,
+        parent: &Arc<Node<L, U>>,
+        name: Name<'_>,
+        stat: &Stat,
+        fresh: InUpper<L, U>,
+    ) -> bool {
         let mut place = node.place.write();
         let same = node.backing.load(Ordering::Relaxed) == stat.ino.0;
         match &mut *place {
@@ -480,8 +519,16 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
     }
 
-    fn in_upper(&self, parent: &Arc<Node<L, U>>, name: Name<'_>, slot: Option<Slot>, stat: &Stat, marks: &Marks) -> InUpper<L, U> {
-        let indexed = slot.is_some_and(|slot| stat.kind != FileType::Dir && self.indexed.read().contains(&self.id_of(slot)));
+    fn in_upper(
+        &self,
+        parent: &Arc<Node<L, U>>,
+        name: Name<'_>,
+        slot: Option<Slot>,
+        stat: &Stat,
+        marks: &Marks,
+    ) -> InUpper<L, U> {
+        let indexed =
+            slot.is_some_and(|slot| stat.kind != FileType::Dir && self.indexed.read().contains(&self.id_of(slot)));
         InUpper {
             names: vec![(parent.clone(), name.to_buf())],
             indexed,
@@ -500,13 +547,57 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         stat: &Stat,
         marks: &Marks,
     ) -> Arc<Node<L, U>> {
-        let id = Ino(SPARE | self.spares.fetch_add(1, Ordering::Relaxed) + 1);
         let place = Place::Upper(self.in_upper(parent, name, slot, stat, marks));
-        let node = Arc::new(Node::new(id, rightful, stat.kind, slot, place, stat.ino.0));
+        self.new_spare(|id| Node::new(id, rightful, stat.kind, slot, place, stat.ino.0))
+    }
+
+    fn new_spare(&self, make: impl FnOnce(Ino) -> Node<L, U>) -> Arc<Node<L, U>> {
+        let id = Ino(SPARE | self.spares.fetch_add(1, Ordering::Relaxed) + 1);
+        let node = Arc::new(make(id));
         self.nodes.insert(node.clone());
+        self.stand_ins.write().insert(node.backing.load(Ordering::Relaxed), id);
         node
     }
 
+    /// Returns the spare that stands for a backing inode, if one does.
+    fn stand_in(
+        &self,
+        parent: &Arc<Node<L, U>>,
+        name: Name<'_>,
+        slot: Option<Slot>,
+        stat: &Stat,
+        marks: &Marks,
+    ) -> Option<Arc<Node<L, U>>> {
+        let id = self.stand_ins.read().get(&stat.ino.0).copied()?;
+        let node = self.nodes.get(id).filter(|node| node.kind == stat.kind);
+        match node {
+            Some(node) if self.revive(&node, parent, name, stat, self.in_upper(parent, name, slot, stat, marks)) => {
+                Some(node)
+            }
+            _ => {
+                self.stand_ins.write().remove(&stat.ino.0);
+                None
+            }
+        }
+    }
+
+    /// Moves an inode of the upper to a spare node; the old node is left to those who have it open, as a file without a name.
+    pub(crate) fn leave_node(&self, node: &Arc<Node<L, U>>, last: Stat) -> Arc<Node<L, U>> {
+        let place = std::mem::replace(&mut *node.place.write(), Place::Gone(Box::new(last)));
+        let backing = node.backing.swap(0, Ordering::Relaxed);
+        self.new_spare(|id| Node::new(id, node.shown, node.kind, node.slot, place, backing))
+    }
+
+    /// Makes the names of a node lead to it.
+    pub(crate) fn relearn(&self, node: &Arc<Node<L, U>>) {
+        let names = match &*node.place.read() {
+            Place::Upper(up) => up.names.clone(),
+            _ => Vec::new(),
+        };
+        for (parent, name) in names {
+            self.learn(&parent, name.as_name(), node.id);
+        }
+    }
     /// Makes the node of an inode that was just made under `name`.
     pub(crate) fn newborn(&self, parent: &Arc<Node<L, U>>, name: Name<'_>, stat: &Stat) -> Result<Arc<Node<L, U>>> {
         self.adopt(parent, name, stat, &Marks { opaque: true, ..Marks::default() })
@@ -535,7 +626,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             return match found {
                 Some(slot) if self.lower.stat(slot)?.kind == FileType::File => Ok(Some(slot)),
                 // The kernel too refuses a metadata-only copy whose body cannot be found.
-                _ => Err(Error::fault(format!("find the lower body of {name}"), Errno::EIO, "its lower file is missing")),
+                _ => {
+                    Err(Error::fault(format!("find the lower body of {name}"), Errno::EIO, "its lower file is missing"))
+                }
             };
         }
         Ok(None)

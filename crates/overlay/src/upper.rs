@@ -356,4 +356,3 @@ pub struct StatFs {
     /// Free inodes.
     pub files_free: u64,
 }
-

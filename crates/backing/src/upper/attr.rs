@@ -7,12 +7,13 @@ use rustix::fs::{AtFlags, FileType as RawType, Gid, Mode, Timespec, Timestamps, 
 use rustix::io::Errno as Raw;
 
 use super::{Found, UpperDir, error};
-use crate::override_stat::OverrideStat;
+use crate::override_stat::Override;
 
 /// Reads what the system told.
 pub(crate) fn stat_of(raw: &rustix::fs::Stat) -> Result<Stat> {
-    let kind = FileType::from_mode(raw.st_mode)
-        .ok_or_else(|| Error::fault("stat in the upper", Errno::EIO, format!("mode {:o} is of no kind", raw.st_mode)))?;
+    let kind = FileType::from_mode(raw.st_mode).ok_or_else(|| {
+        Error::fault("stat in the upper", Errno::EIO, format!("mode {:o} is of no kind", raw.st_mode))
+    })?;
     let time = |sec, nsec: u64| Time { sec, nsec: nsec as u32 };
     Ok(Stat {
         ino: layer::Ino(raw.st_ino),
@@ -116,7 +117,7 @@ impl UpperDir {
         }
     }
 
-    fn record_of(&self, of: &Found<'_>, kind: FileType) -> Result<Option<OverrideStat>> {
+    fn record_of(&self, of: &Found<'_>, kind: FileType) -> Result<Option<Override>> {
         match kind {
             FileType::File | FileType::Dir => self.space.recorded(of),
             _ => Ok(None),
@@ -126,7 +127,7 @@ impl UpperDir {
     /// Changes owner and mode in the record; the file itself stays usable for us.
     fn apply_recorded(&self, of: &Found<'_>, kind: FileType, attr: &SetAttr) -> Result<()> {
         let raw = self.raw_stat(of)?;
-        let known = self.record_of(of, raw.kind)?.unwrap_or(OverrideStat {
+        let known = self.record_of(of, raw.kind)?.unwrap_or(Override {
             uid: raw.uid,
             gid: raw.gid,
             perm: raw.perm,
@@ -136,15 +137,12 @@ impl UpperDir {
         if attr.perm.is_none() && kind != FileType::Dir && (attr.uid.is_some() || attr.gid.is_some()) {
             perm = after_chown(perm);
         }
-        let record = OverrideStat {
-            uid: attr.uid.unwrap_or(known.uid),
-            gid: attr.gid.unwrap_or(known.gid),
-            perm,
-            kind: known.kind,
-        };
+        let record =
+            Override { uid: attr.uid.unwrap_or(known.uid), gid: attr.gid.unwrap_or(known.gid), perm, kind: known.kind };
         match self.space.record(of, &record) {
             // A link or device cannot carry a record (xattr(7)); it keeps the mounting user as its owner.
-            Err(Error::Answer(Errno::EPERM | Errno::EOPNOTSUPP)) if !matches!(raw.kind, FileType::File | FileType::Dir) => {}
+            Err(Error::Answer(Errno::EPERM | Errno::EOPNOTSUPP))
+                if !matches!(raw.kind, FileType::File | FileType::Dir) => {}
             done => done?,
         }
         if matches!(raw.kind, FileType::File | FileType::Dir) {
@@ -160,4 +158,3 @@ fn after_chown(perm: u16) -> u16 {
     let perm = perm & !0o4000;
     if perm & 0o010 != 0 { perm & !0o2000 } else { perm }
 }
-

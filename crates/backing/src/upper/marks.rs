@@ -11,7 +11,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno as Raw;
 
 use super::{Found, error};
-use crate::override_stat::OverrideStat;
+use crate::override_stat::Override;
 
 /// The directory hides everything below (`y`); `x` says that it may hold whiteouts in attribute form.
 pub(super) const OPAQUE: &str = "overlay.opaque";
@@ -23,7 +23,7 @@ pub(super) const METACOPY: &str = "overlay.metacopy";
 pub(super) const WHITEOUT: &str = "overlay.whiteout";
 /// Ours: key and number of the lower inode it was copied from, and how many names that has in the lower alone.
 const ORIGIN: &str = "plyfs.origin";
-const OVERRIDE: &[u8] = b"user.containers.override_stat";
+const OVERRIDE: &[u8] = crate::override_stat::NAME;
 
 /// The namespace that marks are kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,21 +131,25 @@ impl Space {
     }
 
     /// Records owner, mode and kind.
-    pub(super) fn record(&self, of: &Found<'_>, record: &OverrideStat) -> Result<()> {
-        set(of, OVERRIDE, record.to_string().as_bytes(), SetXattr::Any)
+    pub(super) fn record(&self, of: &Found<'_>, record: &Override) -> Result<()> {
+        set(of, OVERRIDE, record.format().as_bytes(), SetXattr::Any)
     }
 
     /// Returns the record, if there is one.
-    pub(super) fn recorded(&self, of: &Found<'_>) -> Result<Option<OverrideStat>> {
-        Ok(get(of, OVERRIDE)?.and_then(|record| OverrideStat::parse(&record)))
+    pub(super) fn recorded(&self, of: &Found<'_>) -> Result<Option<Override>> {
+        Ok(get(of, OVERRIDE)?.and_then(|record| Override::parse(&record)))
     }
 }
 
 fn apply(record: &[u8], stat: Stat) -> Stat {
-    match OverrideStat::parse(record) {
-        Some(record) => record.apply(stat),
-        None => stat,
+    let mut meant = stat;
+    if let Some(record) = Override::parse(record) {
+        record.apply(&mut meant);
+        if !matches!(meant.kind, FileType::File | FileType::Dir | FileType::Symlink) {
+            meant.size = 0;
+        }
     }
+    meant
 }
 
 fn read_origin(value: &[u8]) -> (Option<Origin>, u32) {

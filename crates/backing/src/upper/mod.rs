@@ -112,8 +112,7 @@ impl UpperDir {
         })?;
         let tmp = subdir(&own, "tmp").map_err(doing("make plyfs/tmp in workdir", work))?;
         let index = subdir(&own, "index").map_err(doing("make plyfs/index in workdir", work))?;
-        let identity =
-            Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        let identity = Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
         let space = marks::Space::probe(&tmp, settings.always_override);
         let this = UpperDir {
             root: Arc::new(root),
@@ -181,7 +180,8 @@ impl UpperDir {
         let at = Found::At(dir.as_fd(), name.to_buf());
         let stat = self.raw_stat(&at)?;
         let staged = self.fresh_name();
-        rustix::fs::mkdirat(&self.tmp, staged.as_bytes(), Mode::RWXU).map_err(|raw| error(|| "stage a directory".into(), raw))?;
+        rustix::fs::mkdirat(&self.tmp, staged.as_bytes(), Mode::RWXU)
+            .map_err(|raw| error(|| "stage a directory".into(), raw))?;
         let fresh = Found::At(self.tmp.as_fd(), staged.clone());
         let keep = SetAttr { perm: Some(stat.perm), uid: Some(stat.uid), gid: Some(stat.gid), ..SetAttr::default() };
         self.apply_attr(&fresh, stat.kind, &keep)?;
@@ -268,7 +268,9 @@ impl Upper for UpperDir {
                 ino = stat.ino.0;
             } else if kind == Some(FileType::File) {
                 // The kernel's other form: an empty file with a mark, in a directory that is marked to hold such.
-                let possible = *by_attribute.get_or_insert_with(|| self.space.get(&Found::Open(dir.as_fd()), marks::OPAQUE).ok().flatten() == Some(b"x".to_vec()));
+                let possible = *by_attribute.get_or_insert_with(|| {
+                    self.space.get(&Found::Open(dir.as_fd()), marks::OPAQUE).ok().flatten() == Some(b"x".to_vec())
+                });
                 if possible && self.space.get(&Found::At(dir.as_fd(), name.to_buf()), marks::WHITEOUT)?.is_some() {
                     kind = None;
                 }
@@ -318,7 +320,8 @@ impl Upper for UpperDir {
                 fd.map(File::new).map_err(|raw| error(|| shown(name.as_name(), "open"), raw))
             }
             Found::Open(fd) => {
-                let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|raw| error(|| "duplicate a descriptor".into(), raw))?;
+                let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3)
+                    .map_err(|raw| error(|| "duplicate a descriptor".into(), raw))?;
                 Ok(File::new(fd))
             }
         }
@@ -346,8 +349,13 @@ impl Upper for UpperDir {
         }
         let staged = self.stage_new(new)?;
         let file = File::new(
-            rustix::fs::openat(&self.tmp, staged.name().as_bytes(), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|raw| error(|| shown(name, "create"), raw))?,
+            rustix::fs::openat(
+                &self.tmp,
+                staged.name().as_bytes(),
+                OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(|raw| error(|| shown(name, "create"), raw))?,
         );
         self.place(staged, dir, name, new.what, over)?;
         let at = Found::Open(file.as_fd());
@@ -475,7 +483,9 @@ impl Upper for UpperDir {
             }
             Err(Raw::INVAL) if leaves => {
                 self.rename_whiteout.store(false, Ordering::Relaxed);
-                log::warn!("the upper's filesystem has no RENAME_WHITEOUT: a crash within a rename may show both names");
+                log::warn!(
+                    "the upper's filesystem has no RENAME_WHITEOUT: a crash within a rename may show both names"
+                );
                 return self.rename(from, to, how);
             }
             done => done,

@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use layer::{Dev, FileType, Name, NameBuf};
-use overlay::upper::{CopyUp, New, Over, SetAttr, SetTime, SetXattr, Source, What};
 use overlay::Result;
+use overlay::upper::{CopyUp, New, Over, SetAttr, SetTime, SetXattr, Source, What};
 use rustix::fs::{AtFlags, Dir, FileType as RawType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno as Raw;
 
 use super::{DirFd, Durability, Found, UpperDir, copy, error, marks, shown};
-use crate::override_stat::OverrideStat;
+use crate::override_stat::Override;
 
 /// An inode in `tmp` that has no name in the union yet; dropped, it is removed.
 pub struct Staged {
@@ -106,7 +106,8 @@ impl UpperDir {
             self.space.set(&at, marks::OPAQUE, b"y")?;
         }
         if let Some((atime, mtime)) = new.times {
-            let times = SetAttr { atime: Some(SetTime::At(atime)), mtime: Some(SetTime::At(mtime)), ..SetAttr::default() };
+            let times =
+                SetAttr { atime: Some(SetTime::At(atime)), mtime: Some(SetTime::At(mtime)), ..SetAttr::default() };
             self.apply_attr(&at, kind, &times)?;
         }
         Ok(staged)
@@ -119,7 +120,7 @@ impl UpperDir {
         let fd = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::RUSR | Mode::WUSR)
             .map_err(|raw| error(|| at.doing("make a stand-in for"), raw))?;
         copy::body(Source::Bytes(content), fd.as_fd(), content.len() as u64, Durability::Volatile)?;
-        let record = OverrideStat {
+        let record = Override {
             uid: owner.uid.unwrap_or(self.identity.uid),
             gid: owner.gid.unwrap_or(self.identity.gid),
             perm: owner.perm.unwrap_or(0o600),

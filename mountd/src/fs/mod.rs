@@ -1,0 +1,172 @@
+//! What the kernel talks to: each request becomes one call of the union and one reply.
+//!
+//! A file handle is made of the open flags alone and a directory has none, so that nothing of a session lives in numbers
+//! that die with the process. Slow work (copies of large bodies, syncs) is done by a few threads of its own.
+
+mod convert;
+mod passthrough;
+mod pool;
+mod skin;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use fuser::{InitFlags, KernelConfig, Notifier};
+use layer::{Ino, Name};
+use overlay::{Attr, Caller, Lower, Overlay, Privilege, Upper};
+
+use passthrough::Passthrough;
+use pool::Pool;
+
+pub use convert::answer;
+
+/// A FUSE filesystem over a union.
+pub struct Fs<L: Lower, U: Upper> {
+    core: Arc<Core<L, U>>,
+}
+
+/// What the threads share.
+pub(crate) struct Core<L: Lower, U: Upper> {
+    pub(crate) overlay: Overlay<L, U>,
+    pub(crate) wishes: Wishes,
+    pub(crate) pass: Passthrough,
+    pub(crate) pool: Pool,
+    /// The means to tell the kernel what changed behind its back.
+    pub(crate) notifier: OnceLock<Notifier>,
+}
+
+/// What of the kernel's offers is used.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    /// Reads and writes of large files go past the daemon.
+    pub passthrough: bool,
+    /// The backing files may lie on a stacked filesystem themselves.
+    pub stacked: bool,
+    /// Directories are listed with attributes.
+    pub readdirplus: bool,
+    /// Requests about one directory come side by side.
+    pub parallel_dirops: bool,
+    /// Directories are opened without a request.
+    pub no_opendir: bool,
+    /// The kernel keeps the targets of links.
+    pub cache_symlinks: bool,
+    /// The mount can be idmapped.
+    pub idmap: bool,
+    /// The kernel can be asked for unanswered requests again.
+    pub resend: bool,
+    /// The daemon drops set-user-ID bits.
+    pub killpriv: bool,
+    /// POSIX ACLs.
+    pub acl: bool,
+    /// Missing names are remembered.
+    pub negative: bool,
+    /// How long entries and attributes are kept.
+    pub ttl: Duration,
+    /// The longest write in bytes.
+    pub max_write: u32,
+    /// fsync is passed on.
+    pub sync: bool,
+    /// The link count of every directory is 1.
+    pub static_nlink: bool,
+    /// Where to ask for the space of a read-only union.
+    pub space_of: Option<Arc<std::os::fd::OwnedFd>>,
+}
+
+/// Long enough for any mount: entries and attributes change only through us.
+pub const FOREVER: Duration = Duration::from_secs(1 << 32);
+
+impl<L, U> Fs<L, U>
+where
+    L: Lower,
+    U: Upper,
+    U::File: std::os::fd::AsFd,
+{
+    /// Puts a filesystem over a union.
+    pub fn new(overlay: Overlay<L, U>, wishes: Wishes) -> Self {
+        let core = Core { overlay, wishes, pass: Passthrough::new(), pool: Pool::new(), notifier: OnceLock::new() };
+        Fs { core: Arc::new(core) }
+    }
+
+    /// Returns what takes the notifier once the session has begun.
+    pub fn on_start(&self) -> impl FnOnce(Notifier) + use<L, U> {
+        let core = self.core.clone();
+        move |notifier| {
+            if core.notifier.set(notifier).is_err() {
+                log::error!("the session began twice");
+            }
+        }
+    }
+
+    /// Tells the kernel what is wanted of its offers; each is a wish, not a need.
+    fn negotiate(&self, config: &mut KernelConfig) {
+        let wishes = &self.core.wishes;
+        let mut ask = |wanted: bool, flags: InitFlags| -> bool { wanted && config.add_capabilities(flags).is_ok() };
+        ask(wishes.parallel_dirops, InitFlags::FUSE_PARALLEL_DIROPS);
+        ask(wishes.readdirplus, InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO);
+        ask(wishes.no_opendir, InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        ask(wishes.cache_symlinks, InitFlags::FUSE_CACHE_SYMLINKS);
+        ask(wishes.idmap, InitFlags::FUSE_ALLOW_IDMAP);
+        ask(wishes.resend, InitFlags::FUSE_HAS_RESEND);
+        ask(wishes.killpriv, InitFlags::FUSE_HANDLE_KILLPRIV_V2);
+        ask(wishes.acl, InitFlags::FUSE_POSIX_ACL);
+        ask(true, InitFlags::FUSE_DONT_MASK);
+        ask(true, InitFlags::FUSE_ATOMIC_O_TRUNC);
+        ask(true, InitFlags::FUSE_ASYNC_DIO);
+        ask(true, InitFlags::FUSE_EXPLICIT_INVAL_DATA);
+        if ask(wishes.passthrough, InitFlags::FUSE_PASSTHROUGH) {
+            let depth = if wishes.stacked { 2 } else { 1 };
+            if config.set_max_stack_depth(depth).is_ok() {
+                self.core.pass.enable();
+            }
+        }
+        if let Err(nearest) = config.set_max_write(wishes.max_write) {
+            log::debug!("max_write {} is out of range; {nearest} is not asked for", wishes.max_write);
+        }
+        if let Err(nearest) = config.set_max_readahead(1 << 20) {
+            config.set_max_readahead(nearest).map_or_else(|_| log::debug!("read-ahead stays as it is"), |_| ());
+        }
+        config.set_max_background(64).map_or_else(|_| log::debug!("max_background stays as it is"), |_| ());
+    }
+}
+
+impl<L: Lower, U: Upper> Core<L, U> {
+    pub(crate) fn ttl(&self, attr: &Attr) -> Duration {
+        // A spare's number is not what programs are to see: only GETATTR tells the right one, so it must be asked.
+        if attr.id == attr.stat.ino { self.wishes.ttl } else { Duration::ZERO }
+    }
+
+    pub(crate) fn caller(&self, req: &fuser::Request, umask: u32) -> Caller {
+        Caller { uid: req.uid(), gid: req.gid(), umask }
+    }
+
+    /// Tells the kernel, from another thread than the one that answers, that a name leads elsewhere now.
+    pub(crate) fn invalidate_names(self: &Arc<Self>, names: Vec<(Ino, layer::NameBuf)>)
+    where
+        U::File: std::os::fd::AsFd,
+    {
+        let core = self.clone();
+        self.pool.run(move || {
+            let Some(notifier) = core.notifier.get() else { return };
+            for (parent, name) in names {
+                let name = std::os::unix::ffi::OsStrExt::from_bytes(name.as_bytes());
+                if let Err(error) = notifier.inval_entry(fuser::INodeNo(parent.0), name) {
+                    log::debug!("the kernel keeps a name: {error}");
+                }
+            }
+        });
+    }
+}
+
+/// Who may keep set-user-ID bits when a file's content changes: the superuser, as the kernel sends no capabilities.
+pub(crate) fn privilege(uid: u32) -> Privilege {
+    if uid == 0 { Privilege::Keeps } else { Privilege::Drops }
+}
+
+/// Checks a name from the kernel.
+pub(crate) fn name(name: &std::ffi::OsStr) -> Result<Name<'_>, fuser::Errno> {
+    Name::new(std::os::unix::ffi::OsStrExt::as_bytes(name)).map_err(|error| match error {
+        layer::NameError::TooLong => fuser::Errno::ENAMETOOLONG,
+        layer::NameError::Empty => fuser::Errno::ENOENT,
+        _ => fuser::Errno::EINVAL,
+    })
+}

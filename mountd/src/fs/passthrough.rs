@@ -1,0 +1,122 @@
+//! Which backing file the kernel reads and writes by itself, per inode.
+//!
+//! The kernel holds an inode to one way of I/O for as long as any open or mapping of it lives: one backing file, or the
+//! daemon; mixing them ends in EIO. So the first open chooses, and every later one follows. A lower file that is open this
+//! way and is to be written takes a new node (see `Overlay::detach`); its readers keep what they have.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::BackingId;
+use layer::Ino;
+use parking_lot::Mutex;
+
+/// Bodies of at least this many bytes go past the daemon when they are read from the lower; smaller ones are cached by the
+/// kernel for each mount, keep their node over a copy-up, and so their locks and watches.
+pub(crate) const LARGE: u64 = 64 << 10;
+
+/// The open inodes and their way of I/O.
+pub(crate) struct Passthrough {
+    enabled: AtomicBool,
+    open: Mutex<HashMap<Ino, Way>>,
+}
+
+/// How an open inode is read and written.
+enum Way {
+    /// By the daemon, through the page cache.
+    Cached { opens: u32 },
+    /// By the kernel, from the registered file.
+    Backed { opens: u32, side: Side, id: Arc<BackingId> },
+}
+
+/// Which side of the union a backing file is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Lower,
+    Upper,
+}
+
+/// What to answer to an open.
+pub(crate) enum Chosen {
+    Cached,
+    Backed(Arc<BackingId>),
+}
+
+impl Passthrough {
+    pub(crate) fn new() -> Self {
+        Passthrough { enabled: AtomicBool::new(false), open: Mutex::default() }
+    }
+
+    pub(crate) fn enable(&self) {
+        self.enabled.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether a lower file is being read past the daemon right now.
+    pub(crate) fn reads_lower(&self, id: Ino) -> bool {
+        self.enabled() && matches!(self.open.lock().get(&id), Some(Way::Backed { side: Side::Lower, .. }))
+    }
+
+    /// Chooses the way of one more open; `wanted` is the file to register if this is the first and may go past the daemon.
+    pub(crate) fn opened(
+        &self,
+        ino: Ino,
+        wanted: Option<(Side, BorrowedFd<'_>)>,
+        register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
+    ) -> Chosen {
+        if !self.enabled() {
+            return Chosen::Cached;
+        }
+        let mut open = self.open.lock();
+        match open.get_mut(&ino) {
+            Some(Way::Cached { opens }) => {
+                *opens += 1;
+                return Chosen::Cached;
+            }
+            Some(Way::Backed { opens, id, .. }) => {
+                *opens += 1;
+                return Chosen::Backed(id.clone());
+            }
+            None => {}
+        }
+        let registered = wanted.map(|(side, fd)| (side, register(fd)));
+        match registered {
+            Some((side, Ok(id))) => {
+                let id = Arc::new(id);
+                open.insert(ino, Way::Backed { opens: 1, side, id: id.clone() });
+                Chosen::Backed(id)
+            }
+            Some((_, Err(error))) => {
+                // Said once: from now on everything goes through the daemon, slower but never wrong.
+                if self.enabled.swap(false, Ordering::Relaxed) {
+                    log::info!("passthrough is not to be had here ({error}): reads and writes go through the daemon");
+                }
+                Chosen::Cached
+            }
+            None => {
+                open.insert(ino, Way::Cached { opens: 1 });
+                Chosen::Cached
+            }
+        }
+    }
+
+    /// Ends one open.
+    pub(crate) fn released(&self, ino: Ino) {
+        let mut open = self.open.lock();
+        let left = match open.get_mut(&ino) {
+            Some(Way::Cached { opens } | Way::Backed { opens, .. }) => {
+                *opens -= 1;
+                *opens
+            }
+            None => return,
+        };
+        let closed = if left == 0 { open.remove(&ino) } else { None };
+        drop(open);
+        drop(closed);
+    }
+}

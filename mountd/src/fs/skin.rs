@@ -1,0 +1,596 @@
+//! The requests, one method each: translate, call the union, reply.
+
+use std::ffi::OsStr;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use layer::{FileType, Ino};
+use overlay::upper::{Seek, SetAttr, SetXattr};
+use overlay::{Access, Attr, BodyAt, Detail, Error, Lower, LowerFile, Make, Privilege, Result, Upper};
+
+use super::convert::{answer, decode_dev, file_attr, kind, set_time};
+use super::passthrough::{Chosen, LARGE, Side};
+use super::{Core, Fs, name, privilege};
+
+const GENERATION: Generation = Generation(0);
+
+/// Replies with the error and returns, where a call failed.
+macro_rules! or_reply {
+    ($reply:ident, $result:expr) => {
+        match $result {
+            Ok(value) => value,
+            Err(error) => return $reply.error(answer(&error)),
+        }
+    };
+}
+
+/// The same for a name from the kernel.
+macro_rules! checked {
+    ($reply:ident, $name:expr) => {
+        match name($name) {
+            Ok(name) => name,
+            Err(errno) => return $reply.error(errno),
+        }
+    };
+}
+
+fn ino(ino: INodeNo) -> Ino {
+    Ino(ino.0)
+}
+
+impl<L: Lower, U: Upper> Core<L, U>
+where
+    U::File: AsFd,
+{
+    fn attr(&self, attr: &Attr) -> fuser::FileAttr {
+        let mut stat = attr.stat;
+        if self.wishes.static_nlink && stat.kind == FileType::Dir {
+            stat.nlink = 1;
+        }
+        file_attr(&stat, attr.id.0)
+    }
+
+    fn entry(&self, reply: ReplyEntry, attr: &Attr) {
+        reply.entry_with_ttls(&self.ttl(attr), &self.wishes.ttl, &self.attr(attr), GENERATION);
+    }
+
+    fn attributes(&self, reply: ReplyAttr, attr: &Attr) {
+        let shown = fuser::FileAttr { ino: INodeNo(attr.stat.ino.0), ..self.attr(attr) };
+        reply.attr(&self.wishes.ttl, &shown);
+    }
+
+    /// Opens for the kernel. A lower file that is read past the daemon cannot be written under the same node: it gets
+    /// another one, and `ESTALE` makes the kernel look the name up again.
+    fn open(self: &Arc<Self>, ino: Ino, flags: i32, uid: u32, reply: ReplyOpen) {
+        let access = access(flags);
+        if access != Access::Read && self.pass.reads_lower(ino) {
+            return reply.error(self.take_other_node(ino, access));
+        }
+        let body = or_reply!(reply, self.overlay.open(ino, access, privilege(uid)));
+        let chosen = match self.wanted(ino, &body, access) {
+            Ok(wanted) => self.pass.opened(ino, wanted, |fd| reply.open_backing(fd)),
+            Err(error) => {
+                self.overlay.release(ino);
+                return reply.error(answer(&error));
+            }
+        };
+        match chosen {
+            Chosen::Backed(id) => reply.opened_passthrough(FileHandle(handle(flags)), FopenFlags::empty(), &id),
+            Chosen::Cached => reply.opened(FileHandle(handle(flags)), self.cache_flags(&body)),
+        }
+    }
+
+    fn cache_flags(&self, body: &BodyAt<L, U>) -> FopenFlags {
+        // What was written past the daemon is not in the page cache of our inode: that must not be kept.
+        match body {
+            BodyAt::Upper(_) if self.pass.enabled() => FopenFlags::empty(),
+            _ => FopenFlags::FOPEN_KEEP_CACHE,
+        }
+    }
+
+    /// Chooses the file that the kernel may read and write by itself.
+    fn wanted<'a>(
+        &self,
+        ino: Ino,
+        body: &'a BodyAt<L, U>,
+        access: Access,
+    ) -> Result<Option<(Side, std::os::fd::BorrowedFd<'a>)>> {
+        if !self.pass.enabled() {
+            return Ok(None);
+        }
+        Ok(match body {
+            BodyAt::Mapped => None,
+            BodyAt::Lower(file) => match file.fd() {
+                Some(fd) if self.overlay.getattr(ino)?.stat.size >= LARGE => Some((Side::Lower, fd)),
+                _ => None,
+            },
+            // The daemon would keep the set-user-ID bit that a write must take away.
+            BodyAt::Upper(_) if access != Access::Read && self.overlay.getattr(ino)?.stat.perm & 0o6000 != 0 => None,
+            BodyAt::Upper(file) => Some((Side::Upper, file.as_fd())),
+        })
+    }
+
+    fn take_other_node(self: &Arc<Self>, ino: Ino, access: Access) -> Errno {
+        match self.overlay.detach(ino, access) {
+            Ok(Some(names)) => {
+                self.invalidate_names(names);
+                Errno::ESTALE
+            }
+            // It was given another node already, and is opened by descriptor (/proc/self/fd): there is no name to look up.
+            Ok(None) => Errno::ETXTBSY,
+            Err(error) => answer(&error),
+        }
+    }
+
+    fn setattr(self: &Arc<Self>, ino: Ino, set: &SetAttr, size: Option<u64>, uid: u32, by_handle: bool) -> Result<Attr> {
+        if size.is_some() && !by_handle && self.pass.reads_lower(ino) {
+            let access = if size == Some(0) { Access::Truncate } else { Access::Write };
+            let errno = self.take_other_node(ino, access);
+            return Err(Error::Answer(overlay::Errno(errno.code())));
+        }
+        self.overlay.setattr(ino, set, size, privilege(uid))
+    }
+
+    fn read_dir(&self, ino: Ino, offset: u64, mut reply: ReplyDirectory) {
+        let done = self.overlay.read_dir(ino, offset, Detail::Names, |entry| {
+            let full = reply.add(INodeNo(entry.ino.0), entry.cookie, kind(entry.kind), OsStr::from_bytes(entry.name));
+            if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(answer(&error)),
+        }
+    }
+
+    fn read_dir_plus(&self, ino: Ino, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let done = self.overlay.read_dir(ino, offset, Detail::Attrs, |entry| {
+            let (attr, ttl) = match &entry.attr {
+                Some(attr) => (self.attr(attr), self.ttl(attr)),
+                None => (dot(entry.ino), Duration::ZERO),
+            };
+            let name = OsStr::from_bytes(entry.name);
+            let full = reply.add(attr.ino, entry.cookie, name, &ttl, &attr, GENERATION);
+            if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(answer(&error)),
+        }
+    }
+
+    fn seek(&self, ino: Ino, offset: i64, whence: i32) -> Result<u64> {
+        let offset = u64::try_from(offset).map_err(|_| overlay::Errno::ENXIO)?;
+        match whence {
+            libc::SEEK_DATA => self.overlay.seek(ino, offset, Seek::Data),
+            libc::SEEK_HOLE => self.overlay.seek(ino, offset, Seek::Hole),
+            _ => Err(overlay::Errno::EINVAL.into()),
+        }
+    }
+
+    fn statfs(&self, reply: ReplyStatfs) {
+        let space = match or_reply!(reply, self.overlay.statfs()) {
+            Some(space) => space,
+            None => match self.wishes.space_of.as_ref().map(|fd| rustix::fs::fstatvfs(fd)) {
+                Some(Ok(vfs)) => overlay::upper::StatFs {
+                    block: u32::try_from(vfs.f_frsize).unwrap_or(4096),
+                    blocks: vfs.f_blocks,
+                    free: 0,
+                    available: 0,
+                    files: vfs.f_files,
+                    files_free: 0,
+                },
+                _ => return reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096),
+            },
+        };
+        reply.statfs(space.blocks, space.free, space.available, space.files, space.files_free, space.block, 255, space.block);
+    }
+}
+
+/// How a program opens, from its flags.
+fn access(flags: i32) -> Access {
+    match (flags & libc::O_ACCMODE, flags & libc::O_TRUNC != 0) {
+        (libc::O_RDONLY, false) => Access::Read,
+        (_, true) => Access::Truncate,
+        (_, false) => Access::Write,
+    }
+}
+
+/// A handle is the open flags: a successor of this process can make it again.
+fn handle(flags: i32) -> u64 {
+    u64::from(flags as u32)
+}
+
+fn dot(ino: Ino) -> fuser::FileAttr {
+    let stat = layer::Stat {
+        ino,
+        kind: FileType::Dir,
+        perm: 0,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: layer::Dev::default(),
+        size: 0,
+        blocks: 0,
+        atime: layer::Time::default(),
+        mtime: layer::Time::default(),
+        ctime: layer::Time::default(),
+    };
+    file_attr(&stat, ino.0)
+}
+
+fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    match size {
+        0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        size if value.len() > size as usize => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
+    }
+}
+
+fn done(reply: ReplyEmpty, result: Result<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(answer(&error)),
+    }
+}
+
+thread_local! {
+    static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+impl<L, U> Filesystem for Fs<L, U>
+where
+    L: Lower,
+    U: Upper,
+    U::File: AsFd,
+{
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.negotiate(config);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = checked!(reply, name);
+        match or_reply!(reply, self.core.overlay.lookup(ino(parent), name)) {
+            Some(attr) => self.core.entry(reply, &attr),
+            // Number 0 with a time to live: the kernel remembers that the name is missing.
+            None if self.core.wishes.negative => {
+                reply.entry_with_ttls(&Duration::ZERO, &self.core.wishes.ttl, &dot(Ino(0)), GENERATION);
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn forget(&self, _req: &Request, node: INodeNo, nlookup: u64) {
+        self.core.overlay.forget(ino(node), nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let attr = or_reply!(reply, self.core.overlay.getattr(ino(node)));
+        self.core.attributes(reply, &attr);
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            perm: mode.map(|mode| (mode & 0o7777) as u16),
+            uid,
+            gid,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        let attr = or_reply!(reply, self.core.setattr(ino(node), &set, size, req.uid(), fh.is_some()));
+        self.core.attributes(reply, &attr);
+    }
+
+    fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
+        let target = or_reply!(reply, self.core.overlay.readlink(ino(node)));
+        reply.data(&target);
+    }
+
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        let name = checked!(reply, name);
+        let make = match FileType::from_mode(mode) {
+            Some(FileType::File) => Make::File,
+            Some(kind @ (FileType::Char | FileType::Block)) => Make::Device(kind, decode_dev(rdev)),
+            Some(kind @ (FileType::Fifo | FileType::Socket)) => Make::Special(kind),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let caller = self.core.caller(req, umask);
+        let attr = or_reply!(reply, self.core.overlay.make(ino(parent), name, (mode & 0o7777) as u16, caller, make));
+        self.core.entry(reply, &attr);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let name = checked!(reply, name);
+        let caller = self.core.caller(req, umask);
+        let attr = or_reply!(reply, self.core.overlay.make(ino(parent), name, (mode & 0o7777) as u16, caller, Make::Dir));
+        self.core.entry(reply, &attr);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = checked!(reply, name);
+        done(reply, self.core.overlay.unlink(ino(parent), name));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = checked!(reply, name);
+        done(reply, self.core.overlay.rmdir(ino(parent), name));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let name = checked!(reply, name);
+        let make = Make::Symlink(target.as_os_str().as_bytes());
+        let caller = self.core.caller(req, 0);
+        let attr = or_reply!(reply, self.core.overlay.make(ino(parent), name, 0o777, caller, make));
+        self.core.entry(reply, &attr);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        from: &OsStr,
+        newparent: INodeNo,
+        to: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (from, to) = (checked!(reply, from), checked!(reply, to));
+        let how = match flags.bits() {
+            0 => overlay::RenameFlags::Replace,
+            libc::RENAME_NOREPLACE => overlay::RenameFlags::NoReplace,
+            libc::RENAME_EXCHANGE => overlay::RenameFlags::Exchange,
+            // A whiteout of a union inside ours would be one of ours: refused, as the kernel's overlayfs does.
+            _ => return reply.error(Errno::EINVAL),
+        };
+        done(reply, self.core.overlay.rename((ino(parent), from), (ino(newparent), to), how));
+    }
+
+    fn link(&self, _req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let name = checked!(reply, newname);
+        let attr = or_reply!(reply, self.core.overlay.link(ino(node), ino(newparent), name));
+        self.core.entry(reply, &attr);
+    }
+
+    fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (node, uid) = (ino(node), req.uid());
+        if access(flags.0) == Access::Read || !self.core.overlay.copies_much(node) {
+            return self.core.open(node, flags.0, uid, reply);
+        }
+        let core = self.core.clone();
+        self.core.pool.run(move || core.open(node, flags.0, uid, reply));
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < size as usize {
+                buffer.resize(size as usize, 0);
+            }
+            let mut reply = Some(reply);
+            let read = self.core.overlay.read(ino(node), offset, &mut buffer[..size as usize], |bytes| {
+                if let Some(reply) = reply.take() {
+                    reply.data(bytes);
+                }
+            });
+            if let (Err(error), Some(reply)) = (read, reply) {
+                reply.error(answer(&error));
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let privilege = match write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            true => Privilege::Drops,
+            false => Privilege::Keeps,
+        };
+        let written = or_reply!(reply, self.core.overlay.write(ino(node), offset, data, privilege));
+        reply.written(u32::try_from(written).unwrap_or(u32::MAX));
+    }
+
+    /// Closing needs nothing of us: the kernel stops asking after the first answer.
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+        self.core.pass.released(ino(node));
+        self.core.overlay.release(ino(node));
+    }
+
+    fn fsync(&self, _req: &Request, node: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        if !self.core.wishes.sync {
+            return reply.ok();
+        }
+        let (core, node) = (self.core.clone(), ino(node));
+        self.core.pool.run(move || done(reply, core.overlay.sync(node, datasync)));
+    }
+
+    /// The kernel opens directories by itself once it was told that we need no part in it.
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.core.wishes.no_opendir {
+            true => reply.error(Errno::ENOSYS),
+            false => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR),
+        }
+    }
+
+    fn readdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.core.read_dir(ino(node), offset, reply);
+    }
+
+    fn readdirplus(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.core.read_dir_plus(ino(node), offset, reply);
+    }
+
+    fn fsyncdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        if !self.core.wishes.sync {
+            return reply.ok();
+        }
+        let (core, node) = (self.core.clone(), ino(node));
+        self.core.pool.run(move || done(reply, core.overlay.sync_dir(node)));
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.core.statfs(reply);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let how = match flags {
+            libc::XATTR_CREATE => SetXattr::Create,
+            libc::XATTR_REPLACE => SetXattr::Replace,
+            _ => SetXattr::Any,
+        };
+        done(reply, self.core.overlay.set_xattr(ino(node), name.as_bytes(), value, how));
+    }
+
+    fn getxattr(&self, _req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = or_reply!(reply, self.core.overlay.xattr(ino(node), name.as_bytes()));
+        reply_xattr(reply, size, &value);
+    }
+
+    fn listxattr(&self, _req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = or_reply!(reply, self.core.overlay.xattr_names(ino(node)));
+        let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
+        reply_xattr(reply, size, &list);
+    }
+
+    fn removexattr(&self, _req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(reply, self.core.overlay.remove_xattr(ino(node), name.as_bytes()));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let name = checked!(reply, name);
+        let caller = self.core.caller(req, umask);
+        let attr = or_reply!(reply, self.core.overlay.create(ino(parent), name, (mode & 0o7777) as u16, caller));
+        let file = self.core.overlay.upper_body(attr.id);
+        let wanted = match &file {
+            Some(file) if attr.stat.perm & 0o6000 == 0 => Some((Side::Upper, file.as_fd())),
+            _ => None,
+        };
+        let chosen = self.core.pass.opened(attr.id, wanted, |fd| reply.open_backing(fd));
+        let (ttl, attr) = (self.core.wishes.ttl, self.core.attr(&attr));
+        match chosen {
+            Chosen::Backed(id) => {
+                reply.created_passthrough(&ttl, &attr, GENERATION, FileHandle(handle(flags)), FopenFlags::empty(), &id);
+            }
+            Chosen::Cached => reply.created(&ttl, &attr, GENERATION, FileHandle(handle(flags)), FopenFlags::empty()),
+        }
+    }
+
+    fn fallocate(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        done(reply, self.core.overlay.allocate(ino(node), mode, offset, length));
+    }
+
+    fn lseek(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let found = or_reply!(reply, self.core.seek(ino(node), offset, whence));
+        reply.offset(i64::try_from(found).unwrap_or(i64::MAX));
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The answer's count has 32 bits.
+        let len = len.min(1 << 30);
+        let copied = self.core.overlay.copy_range((ino(ino_in), offset_in), (ino(ino_out), offset_out), len);
+        let copied = or_reply!(reply, copied);
+        reply.written(u32::try_from(copied).unwrap_or(u32::MAX));
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}
