@@ -1,0 +1,478 @@
+//! Everything found so far, by slot and by number: it only grows, and reading takes no lock.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+
+use layer::{Dev, FileType, Ino, Name, Slot, Stat, Time};
+use parking_lot::Mutex;
+
+use super::listing::Dir;
+
+/// The root's number.
+pub(super) const ROOT: Ino = Ino(1);
+/// Numbers have 62 bits: 8 for the device, as a position in the list of the layers' devices, 54 for its inode number.
+const INODE_BITS: u32 = 54;
+/// The device bits of numbers that are made up, because the inode's own does not fit or is taken.
+const MADE_UP: u64 = 255;
+
+/// Where a slot's first name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) parent: Slot,
+    /// Which of the parent's entries.
+    pub(super) position: u32,
+    /// Which layer it comes from; 0 is the topmost.
+    pub(super) layer: u16,
+}
+
+/// One inode of the merged tree.
+#[derive(Debug)]
+pub(super) struct Node {
+    number: Ino,
+    size: u64,
+    blocks: u64,
+    seconds: [i64; 3],
+    nanoseconds: [u32; 3],
+    nlink: u32,
+    uid: u32,
+    gid: u32,
+    perm: u16,
+    kind: FileType,
+    /// What is known of its extended attributes.
+    pub(super) xattrs: AtomicU8,
+    pub(super) content: Content,
+    pub(super) place: Place,
+    pub(super) dir: Option<Box<Dir>>,
+}
+
+/// Where a regular file's content is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// In the file itself.
+    Here,
+    /// In a file further down: this one has the metadata only.
+    Below,
+}
+
+/// What is known of a node's extended attributes.
+pub(super) mod xattrs {
+    pub(crate) const UNKNOWN: u8 = 0;
+    pub(crate) const NONE: u8 = 1;
+    pub(crate) const SOME: u8 = 2;
+}
+
+impl Node {
+    pub(super) fn new(number: Ino, stat: &Stat, place: Place, dir: Option<Box<Dir>>) -> Self {
+        let device = matches!(stat.kind, FileType::Char | FileType::Block);
+        Node {
+            number,
+            // A device node has no size: its device number is kept there.
+            size: if device { u64::from(stat.rdev.major) << 32 | u64::from(stat.rdev.minor) } else { stat.size },
+            blocks: stat.blocks,
+            seconds: [stat.atime.sec, stat.mtime.sec, stat.ctime.sec],
+            nanoseconds: [stat.atime.nsec, stat.mtime.nsec, stat.ctime.nsec],
+            nlink: stat.nlink,
+            uid: stat.uid,
+            gid: stat.gid,
+            perm: stat.perm,
+            kind: stat.kind,
+            xattrs: AtomicU8::new(xattrs::UNKNOWN),
+            content: Content::Here,
+            place,
+            dir,
+        }
+    }
+
+    pub(super) fn number(&self) -> Ino {
+        self.number
+    }
+
+    pub(super) fn kind(&self) -> FileType {
+        self.kind
+    }
+
+    pub(super) fn nlink(&self) -> u32 {
+        self.nlink
+    }
+
+    pub(super) fn stat(&self) -> Stat {
+        let device = matches!(self.kind, FileType::Char | FileType::Block);
+        let time = |which: usize| Time { sec: self.seconds[which], nsec: self.nanoseconds[which] };
+        Stat {
+            ino: self.number,
+            kind: self.kind,
+            perm: self.perm,
+            nlink: self.nlink,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: if device {
+                Dev { major: (self.size >> 32) as u32, minor: self.size as u32 }
+            } else {
+                Dev::default()
+            },
+            size: if device { 0 } else { self.size },
+            blocks: self.blocks,
+            atime: time(0),
+            mtime: time(1),
+            ctime: time(2),
+        }
+    }
+}
+
+/// An inode on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Backing {
+    pub(super) dev: u64,
+    pub(super) ino: u64,
+}
+
+/// The nodes found so far.
+#[derive(Debug)]
+pub(super) struct Slots {
+    nodes: Growing<Node>,
+    numbers: Numbers,
+    /// The layers' devices; the position is part of a number.
+    devices: Vec<u64>,
+    adding: Mutex<Adding>,
+}
+
+/// What only those who add need.
+#[derive(Debug, Default)]
+pub(super) struct Adding {
+    len: u32,
+    /// Files whose number is made up.
+    made_up: HashMap<Backing, Slot>,
+}
+
+impl Slots {
+    pub(super) fn new(devices: Vec<u64>) -> Self {
+        Slots { nodes: Growing::default(), numbers: Numbers::default(), devices, adding: Mutex::default() }
+    }
+
+    pub(super) fn get(&self, slot: Slot) -> Option<&Node> {
+        self.nodes.get(slot.0)
+    }
+
+    /// Returns the slot that has the number `ino`.
+    pub(super) fn by_number(&self, ino: Ino) -> Option<Slot> {
+        if ino == ROOT {
+            return Some(Slot(0));
+        }
+        self.numbers.find(ino, |slot| self.get(slot).map(Node::number))
+    }
+
+    /// Makes slots for what a directory holds; others see all of it or nothing: `publish` runs before anyone else adds.
+    pub(super) fn add<T>(&self, add: impl FnOnce(&mut Adder<'_>) -> T) -> T {
+        add(&mut Adder { slots: self, adding: &mut self.adding.lock() })
+    }
+
+    fn number(&self, backing: Backing) -> Option<Ino> {
+        let device = self.devices.iter().position(|&dev| dev == backing.dev)? as u64;
+        let number = device << INODE_BITS | backing.ino;
+        (device < MADE_UP && backing.ino >> INODE_BITS == 0 && number > ROOT.0).then_some(Ino(number))
+    }
+}
+
+/// The right to add nodes.
+pub(super) struct Adder<'a> {
+    slots: &'a Slots,
+    adding: &'a mut Adding,
+}
+
+/// No slot is left: 2^32 inodes.
+#[derive(Debug)]
+pub(super) struct Full;
+
+impl Adder<'_> {
+    /// Makes the root's node, the first.
+    pub(super) fn root(&mut self, node: Node) -> Result<Slot, Full> {
+        self.push(node)
+    }
+
+    /// Returns the slot of a file, which it shares with its other names.
+    pub(super) fn file(&mut self, backing: Backing, stat: &Stat, place: Place, content: Content) -> Result<Slot, Full> {
+        let number = self.slots.number(backing);
+        let known = number.and_then(|number| self.slots.by_number(number));
+        // Another kind under the same number: the inode was freed and used again. It is another file then.
+        let same = |slot: &Slot| self.slots.get(*slot).is_some_and(|node| node.kind == stat.kind);
+        let made_up = self.adding.made_up.get(&backing).copied();
+        if let Some(slot) = known.filter(same).or(made_up.filter(same)) {
+            return Ok(slot);
+        }
+        let free = number.filter(|_| known.is_none());
+        let number = free.unwrap_or_else(|| self.make_up(backing, None));
+        let slot = self.push(Node { content, ..Node::new(number, stat, place, None) })?;
+        if free.is_none() {
+            self.adding.made_up.insert(backing, slot);
+        }
+        Ok(slot)
+    }
+
+    /// Makes a directory's slot. A directory on the disk can be seen at several places (layers that overlap, redirects):
+    /// each is a directory of its own here.
+    pub(super) fn dir(
+        &mut self,
+        backing: Backing,
+        stat: &Stat,
+        at: (Place, Name<'_>),
+        dir: Box<Dir>,
+    ) -> Result<Slot, Full> {
+        let free = self.slots.number(backing).filter(|number| self.slots.by_number(*number).is_none());
+        let number = free.unwrap_or_else(|| {
+            let parent = self.slots.get(at.0.parent).map_or(ROOT, Node::number);
+            self.make_up(backing, Some((parent, at.1)))
+        });
+        self.push(Node::new(number, stat, at.0, Some(dir)))
+    }
+
+    fn push(&mut self, node: Node) -> Result<Slot, Full> {
+        // The last number stands for "no slot" in `Numbers`.
+        let slot = Slot(Some(self.adding.len).filter(|&len| len < u32::MAX - 1).ok_or(Full)?);
+        let number = node.number;
+        self.slots.nodes.set(slot.0, node);
+        self.adding.len += 1;
+        if number != ROOT {
+            self.slots.numbers.insert(number, slot, slot.0, |slot| self.slots.get(slot).map(Node::number));
+        }
+        Ok(slot)
+    }
+
+    /// Makes up a number that is the same in every mount of the same directories, but for very rare collisions.
+    fn make_up(&self, backing: Backing, at: Option<(Ino, Name<'_>)>) -> Ino {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        let device =
+            self.slots.devices.iter().position(|&dev| dev == backing.dev).map_or(backing.dev, |index| index as u64);
+        hash.update(&device.to_le_bytes());
+        hash.update(&backing.ino.to_le_bytes());
+        if let Some((parent, name)) = at {
+            hash.update(&parent.0.to_le_bytes());
+            hash.update(name.as_bytes());
+        }
+        let mut number = hash.digest();
+        loop {
+            let candidate = Ino(MADE_UP << INODE_BITS | number >> (64 - INODE_BITS));
+            if self.slots.by_number(candidate).is_none() {
+                return candidate;
+            }
+            number = number.wrapping_add(1 << (64 - INODE_BITS));
+        }
+    }
+}
+
+const CHUNK: u32 = 256;
+const GROUPS: usize = 25;
+
+/// A vector that grows without moving: group g has 2^g chunks of 256 elements.
+#[derive(Debug)]
+struct Growing<T> {
+    groups: [OnceLock<Box<[Chunk<T>]>>; GROUPS],
+}
+
+type Chunk<T> = OnceLock<Box<[OnceLock<T>]>>;
+
+impl<T> Default for Growing<T> {
+    fn default() -> Self {
+        Growing { groups: [const { OnceLock::new() }; GROUPS] }
+    }
+}
+
+impl<T> Growing<T> {
+    fn place(index: u32) -> (usize, usize, usize) {
+        let chunk = index / CHUNK + 1;
+        let group = chunk.ilog2();
+        (group as usize, (chunk - (1 << group)) as usize, (index % CHUNK) as usize)
+    }
+
+    fn get(&self, index: u32) -> Option<&T> {
+        let (group, chunk, cell) = Self::place(index);
+        self.groups[group].get()?[chunk].get()?[cell].get()
+    }
+
+    /// Sets an element that has none yet.
+    fn set(&self, index: u32, value: T) {
+        let (group, chunk, cell) = Self::place(index);
+        let chunks = self.groups[group].get_or_init(|| empty(1 << group));
+        let cells = chunks[chunk].get_or_init(|| empty(CHUNK as usize));
+        let set = cells[cell].set(value);
+        debug_assert!(set.is_ok(), "slot {index} is given out once");
+    }
+}
+
+fn empty<T>(len: usize) -> Box<[OnceLock<T>]> {
+    (0..len).map(|_| OnceLock::new()).collect()
+}
+
+const TABLES: usize = 24;
+
+/// Slots by their number: open addressing in a table that is at most three quarters full. A full one is followed by one of twice the
+/// size; readers of the old one go on undisturbed.
+#[derive(Debug)]
+struct Numbers {
+    tables: [OnceLock<Box<[AtomicU32]>>; TABLES],
+    current: AtomicUsize,
+}
+
+/// An unused cell.
+const FREE: u32 = u32::MAX;
+const SMALLEST: usize = 512;
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Numbers { tables: [const { OnceLock::new() }; TABLES], current: AtomicUsize::new(0) }
+    }
+}
+
+impl Numbers {
+    fn find(&self, number: Ino, number_of: impl Fn(Slot) -> Option<Ino>) -> Option<Slot> {
+        let table = self.tables[self.current.load(Ordering::Acquire)].get()?;
+        for cell in probe(table, number) {
+            match cell.load(Ordering::Acquire) {
+                FREE => return None,
+                slot if number_of(Slot(slot)) == Some(number) => return Some(Slot(slot)),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Adds a number that is not there yet; one thread at a time. `len` numbers at most are there already.
+    fn insert(&self, number: Ino, slot: Slot, len: u32, number_of: impl Fn(Slot) -> Option<Ino>) {
+        let mut current = self.current.load(Ordering::Relaxed);
+        let mut table = self.tables[current].get_or_init(|| unused(SMALLEST));
+        if len as usize >= table.len() / 4 * 3 && current + 1 < TABLES {
+            let larger = unused(table.len() * 2);
+            for old in table.iter().map(|cell| cell.load(Ordering::Relaxed)).filter(|&old| old != FREE) {
+                if let Some(number) = number_of(Slot(old)) {
+                    put(&larger, number, old);
+                }
+            }
+            current += 1;
+            table = self.tables[current].get_or_init(|| larger);
+            put(table, number, slot.0);
+            self.current.store(current, Ordering::Release);
+        } else {
+            put(table, number, slot.0);
+        }
+    }
+}
+
+fn unused(len: usize) -> Box<[AtomicU32]> {
+    (0..len).map(|_| AtomicU32::new(FREE)).collect()
+}
+
+fn put(table: &[AtomicU32], number: Ino, slot: u32) {
+    if let Some(cell) = probe(table, number).find(|cell| cell.load(Ordering::Relaxed) == FREE) {
+        cell.store(slot, Ordering::Release);
+    }
+}
+
+/// Goes through the cells where `number` may be, the likeliest first; the table's size is a power of two.
+fn probe(table: &[AtomicU32], number: Ino) -> impl Iterator<Item = &AtomicU32> {
+    let mask = table.len() - 1;
+    let start = (number.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+    (0..table.len()).map(move |step| &table[(start + step) & mask])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stat(kind: FileType) -> Stat {
+        let time = |sec| Time { sec, nsec: 999_999_999 };
+        let device = kind == FileType::Char;
+        Stat {
+            ino: Ino(7),
+            kind,
+            perm: 0o4755,
+            nlink: 3,
+            uid: u32::MAX,
+            gid: 5,
+            rdev: if device { Dev { major: 1 << 11, minor: u32::MAX } } else { Dev::default() },
+            size: if device { 0 } else { u64::MAX },
+            blocks: 1 << 40,
+            atime: time(-5),
+            mtime: time(1 << 40),
+            ctime: time(0),
+        }
+    }
+
+    fn place(position: u32) -> Place {
+        Place { parent: Slot(0), position, layer: 0 }
+    }
+
+    fn dir() -> Box<Dir> {
+        Box::new(Dir::new(vec![0], None))
+    }
+
+    fn file(slots: &Slots, dev: u64, ino: u64) -> (Slot, Ino) {
+        let slot = slots
+            .add(|adder| adder.file(Backing { dev, ino }, &stat(FileType::File), place(0), Content::Here).unwrap());
+        (slot, slots.get(slot).unwrap().number())
+    }
+
+    #[test]
+    fn attributes_come_back_as_they_were() {
+        for kind in [FileType::File, FileType::Char, FileType::Socket] {
+            let stat = stat(kind);
+            assert_eq!(Node::new(Ino(7), &stat, place(0), None).stat(), stat);
+        }
+        assert!(std::mem::size_of::<OnceLock<Node>>() <= 112, "{}", std::mem::size_of::<OnceLock<Node>>());
+    }
+
+    #[test]
+    fn numbers_are_the_inodes_own_where_they_fit() {
+        let slots = Slots::new(vec![100, 200]);
+        assert_eq!(file(&slots, 100, 12).1, Ino(12));
+        assert_eq!(file(&slots, 200, 12).1, Ino(1 << 54 | 12));
+        assert_eq!(file(&slots, 200, 0).1, Ino(1 << 54));
+        for (dev, ino) in [(100, 0), (100, 1), (100, 1 << 54), (300, 12), (300, u64::MAX)] {
+            let (slot, number) = file(&slots, dev, ino);
+            assert_eq!(number.0 >> 54, MADE_UP);
+            assert!(number.0 < 1 << 62);
+            assert_eq!(file(&slots, dev, ino), (slot, number), "one slot for all names");
+            assert_eq!(slots.by_number(number), Some(slot));
+        }
+        assert_eq!(slots.by_number(Ino(13)), None);
+    }
+
+    #[test]
+    fn a_directory_seen_twice_is_two_directories() {
+        let slots = Slots::new(vec![1]);
+        let add = |name: &str| {
+            let name = layer::NameBuf::new(name).unwrap();
+            slots.add(|adder| {
+                adder.dir(Backing { dev: 1, ino: 9 }, &stat(FileType::Dir), (place(0), name.as_name()), dir()).unwrap()
+            })
+        };
+        let (a, b) = (add("a"), add("b"));
+        assert_ne!(a, b);
+        assert_ne!(slots.get(a).unwrap().number(), slots.get(b).unwrap().number());
+        // A file under a directory's number does not become that directory.
+        let (c, number) = file(&slots, 1, 9);
+        assert!(c != a && c != b && number != Ino(9));
+        assert_eq!(file(&slots, 1, 9).0, c);
+    }
+
+    #[test]
+    fn many_are_found_again_while_others_are_added() {
+        let slots = Slots::new(vec![1]);
+        let count = 20_000;
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let slots = &slots;
+                scope.spawn(move || {
+                    for i in 0..count {
+                        let (slot, number) = file(slots, 1, 1000 + i * 2 + thread);
+                        assert_eq!(number, Ino(1000 + i * 2 + thread));
+                        assert_eq!(slots.by_number(number), Some(slot));
+                    }
+                });
+            }
+        });
+        for ino in 1000..1000 + 2 * count {
+            assert_eq!(slots.get(slots.by_number(Ino(ino)).unwrap()).unwrap().number(), Ino(ino));
+        }
+        assert_eq!(slots.by_number(Ino(999)), None);
+    }
+}
