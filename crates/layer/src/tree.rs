@@ -37,17 +37,20 @@
 //! - **Extended attributes** with a meaning to union filesystems (`*.overlay.*`, `*.fuseoverlayfs.*`, `*.containers.override_stat`, `*.plyfs.*`)
 //!   and `security.selinux` (the host's policy) are dropped; a character device 0:0 is refused.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+mod emit;
+mod refusal;
+
+use std::collections::{BTreeMap, HashMap};
 
 use crate::digest::{DiffId, Digest};
-use crate::index::{
-    Attributes, IndexKind, IndexWriter, NewData, NewRow, ObjectRow, TARGET_MAX, WriteError, XATTR_NAME_MAX,
-    XATTR_SIZE_MAX, XattrSet,
-};
-use crate::name::{Name, NameBuf, NameError, TreePath};
-use crate::stat::{Dev, LayerNo, Slot, Time};
+use crate::index::{Attributes, TARGET_MAX, XATTR_NAME_MAX, XATTR_SIZE_MAX};
+use crate::name::{Name, NameBuf, TreePath};
+use crate::stat::{Dev, Time};
 use crate::whiteout::{self, Spelling};
+
+pub use refusal::{Refusal, TreeError};
+
+use emit::Emission;
 
 /// One member of a layer's tar.
 #[derive(Clone, Debug)]
@@ -113,83 +116,6 @@ pub enum Body {
         /// What it takes on the disk, in bytes.
         allocated: u64,
     },
-}
-
-/// A member that a layer must not hold, and why.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("member '{member}': {why}")]
-pub struct TreeError {
-    /// The member's path, escaped for a terminal and cut to some hundred characters; empty for the layer as a whole.
-    pub member: String,
-    /// The rule that it breaks.
-    pub why: Refusal,
-}
-
-/// The rule that a member breaks.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// `..`, a NUL byte, a name over 255 bytes.
-    #[error("{0}")]
-    Path(NameError),
-    /// `.wh.`, `.wh..` or `.wh...`.
-    #[error("a whiteout that names nothing: {0}")]
-    BareWhiteout(NameError),
-    /// A name below `.wh.x`.
-    #[error("it lies below the whiteout '{0}'")]
-    BelowWhiteout(String),
-    /// A name below a file, device, pipe, socket or unresolved hard link of the same layer.
-    #[error("it lies below '{0}', which is no directory in this layer")]
-    BelowNonDirectory(String),
-    /// Too many symbolic links of this layer on the way.
-    #[error("too many symbolic links lead to it")]
-    TooManySymlinks,
-    /// `/` as anything but a directory.
-    #[error("the root of a layer must be a directory")]
-    Root,
-    /// No or too long a target, or a NUL byte in it.
-    #[error("a symbolic link's target must have 1 to {TARGET_MAX} bytes, none of them NUL")]
-    SymlinkTarget,
-    /// A device 0:0, a whiteout in the kernel's spelling.
-    #[error("a character device 0:0 would be a whiteout of overlayfs")]
-    DeviceZero,
-    /// Nanoseconds of a second or more.
-    #[error("a time with {0} nanoseconds")]
-    Time(u32),
-    /// A body that ends past 2^63 - 1.
-    #[error("a body that is too long")]
-    Body,
-    /// A name of 0 or more than 255 bytes or with a NUL byte, or a value over 64 KiB.
-    #[error("the extended attribute '{0}' has a bad name or too long a value")]
-    Xattr(String),
-    /// A hard link's target starts with `/`.
-    #[error("a hard link to the absolute path '{0}'")]
-    AbsoluteLink(String),
-    /// A hard link's target is no path in a layer.
-    #[error("a hard link to '{target}': {why}")]
-    LinkPath {
-        /// The target.
-        target: String,
-        /// What is wrong with it.
-        why: NameError,
-    },
-    /// A hard link to its own name, or to something below it.
-    #[error("a hard link to itself")]
-    LinkToItself,
-    /// Hard links whose targets are each other.
-    #[error("a hard link in a circle, by '{0}'")]
-    LinkCircle(String),
-    /// Directories have one name.
-    #[error("a hard link to '{0}', a directory")]
-    LinkToDirectory(String),
-    /// The target is below a non-directory of this layer, in a whiteout's name, or the root.
-    #[error("a hard link to '{0}', where nothing can be")]
-    LinkToNowhere(String),
-    /// The target is in lower layers at best, and a whiteout or opaque marker of this layer hides it there.
-    #[error("a hard link to '{0}', which this layer hides or does not hold")]
-    LinkToHidden(String),
-    /// What the format cannot hold.
-    #[error("{0}")]
-    Write(WriteError),
 }
 
 impl Body {
@@ -619,199 +545,6 @@ impl Directory {
 
     fn inode_of(&self, name: Name<'_>) -> Option<InodeNo> {
         self.entries.get(name.as_bytes())?.inode
-    }
-}
-
-/// Turns a finished tree into rows, breadth first.
-struct Emission<'t> {
-    tree: &'t LayerTree,
-    writer: IndexWriter,
-    /// The first row of each inode.
-    slots: Vec<Option<Slot>>,
-    xattr_sets: Vec<Option<XattrSet>>,
-    /// Pending links that were met; `None` while one is being followed.
-    links: HashMap<InodeNo, Option<Link>>,
-    /// Directories whose children are still to come.
-    dirs: std::collections::VecDeque<OpenDir>,
-}
-
-/// What a hard link turned out to be.
-#[derive(Clone, Copy)]
-enum Link {
-    /// That inode of this layer.
-    Inode(InodeNo),
-    /// The path of that pending inode, in lower layers.
-    Foreign(InodeNo),
-}
-
-struct OpenDir {
-    dir: DirNo,
-    slot: Slot,
-    /// Nothing of lower layers is seen here: whiteouts are of no use.
-    covered: bool,
-}
-
-impl<'t> Emission<'t> {
-    fn new(tree: &'t LayerTree, layer: DiffId) -> Self {
-        Emission {
-            tree,
-            writer: IndexWriter::new(IndexKind::Layer, vec![layer]),
-            slots: vec![None; tree.inodes.len()],
-            xattr_sets: vec![None; tree.xattr_sets.len()],
-            links: HashMap::new(),
-            dirs: std::collections::VecDeque::new(),
-        }
-    }
-
-    fn run(mut self) -> Result<Vec<u8>, TreeError> {
-        let whole = |why| TreeError { member: String::new(), why: Refusal::Write(why) };
-        let root = self.tree.dir(ROOT);
-        let data = NewData::Dir { opaque: root.opaque, implied: !root.stated };
-        let row = self.row(ROOT_INODE, data).map_err(whole)?;
-        let slot = self.writer.push_root(&row).map_err(whole)?;
-        self.dirs.push_back(OpenDir { dir: ROOT, slot, covered: root.opaque });
-        while let Some(open) = self.dirs.pop_front() {
-            for (name, entry) in &self.tree.dir(open.dir).entries {
-                let name = name.as_name();
-                self.entry(&open, name, entry).map_err(|why| {
-                    let path = self.tree.path_in(open.dir, name);
-                    TreeError { member: shown(path.as_bytes()), why }
-                })?;
-            }
-        }
-        self.writer.finish().map_err(whole)
-    }
-
-    fn entry(&mut self, open: &OpenDir, name: Name<'_>, entry: &Entry) -> Result<(), Refusal> {
-        let Some(inode) = entry.inode else {
-            if !open.covered {
-                self.push(open.slot, name, ROOT_INODE, NewData::Whiteout)?;
-            }
-            return Ok(());
-        };
-        if let Kind::Dir(dir) = self.tree.inode(inode).kind {
-            let directory = self.tree.dir(dir);
-            let opaque = directory.opaque || entry.hides;
-            // Behind a whiteout there is no lower directory whose attributes it could take.
-            let implied = !directory.stated && !entry.hides;
-            let slot = self.push(open.slot, name, inode, NewData::Dir { opaque, implied })?;
-            self.dirs.push_back(OpenDir { dir, slot, covered: open.covered || opaque });
-            return Ok(());
-        }
-        match self.link(inode)? {
-            Link::Inode(inode) => self.leaf(open.slot, name, inode),
-            Link::Foreign(pending) => self.foreign(open.slot, name, pending),
-        }
-    }
-
-    fn leaf(&mut self, parent: Slot, name: Name<'_>, number: InodeNo) -> Result<(), Refusal> {
-        let tree = self.tree;
-        if let Some(first) = self.slots[number.0 as usize] {
-            self.push(parent, name, number, NewData::Alias(first))?;
-            return Ok(());
-        }
-        let data = match &tree.inode(number).kind {
-            Kind::File { body: Body::Inline { offset, len }, sparse } => {
-                NewData::Inline { offset: *offset, len: *len, sparse: *sparse }
-            }
-            Kind::File { body: Body::Object { digest, len, allocated }, sparse } => NewData::Object {
-                object: ObjectRow { digest: *digest, len: *len, allocated: *allocated },
-                sparse: *sparse,
-            },
-            Kind::Symlink(target) => NewData::Symlink(target),
-            Kind::Char(dev) => NewData::Char(*dev),
-            Kind::Block(dev) => NewData::Block(*dev),
-            Kind::Fifo => NewData::Fifo,
-            Kind::Socket => NewData::Socket,
-            // `entry` has sent these elsewhere.
-            Kind::Dir(_) | Kind::Pending(_) => return Ok(()),
-        };
-        let slot = self.push(parent, name, number, data)?;
-        self.slots[number.0 as usize] = Some(slot);
-        Ok(())
-    }
-
-    fn foreign(&mut self, parent: Slot, name: Name<'_>, pending: InodeNo) -> Result<(), Refusal> {
-        if let Kind::Pending(path) = &self.tree.inode(pending).kind {
-            self.push(parent, name, ROOT_INODE, NewData::ForeignLink(path.as_bytes()))?;
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, parent: Slot, name: Name<'_>, inode: InodeNo, data: NewData<'_>) -> Result<Slot, Refusal> {
-        let row = self.row(inode, data).map_err(Refusal::Write)?;
-        self.writer.push(parent, name, &row).map_err(Refusal::Write)
-    }
-
-    /// Makes a row; sets of xattrs are numbered in the order of their first rows, whatever order the members came in.
-    fn row<'d>(&mut self, number: InodeNo, data: NewData<'d>) -> Result<NewRow<'d>, WriteError> {
-        let inode = self.tree.inode(number);
-        let is_inode = !matches!(data, NewData::Alias(_) | NewData::Whiteout | NewData::ForeignLink(_));
-        let xattrs = match inode.xattrs {
-            Some(set) if is_inode => self.write_xattrs(set)?,
-            _ => XattrSet::NONE,
-        };
-        Ok(NewRow { attributes: inode.attributes, layer: LayerNo(0), xattrs, data })
-    }
-
-    fn write_xattrs(&mut self, set: usize) -> Result<XattrSet, WriteError> {
-        if let Some(written) = self.xattr_sets[set] {
-            return Ok(written);
-        }
-        let pairs = self.tree.xattr_sets[set].iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
-        let written = self.writer.xattr_set(pairs)?;
-        self.xattr_sets[set] = Some(written);
-        Ok(written)
-    }
-
-    /// Follows hard links to members that came later, each once.
-    fn link(&mut self, first: InodeNo) -> Result<Link, Refusal> {
-        let mut chain = Vec::new();
-        let mut at = first;
-        let end = loop {
-            let Kind::Pending(path) = &self.tree.inode(at).kind else { break Link::Inode(at) };
-            match self.links.get(&at) {
-                Some(Some(known)) => break *known,
-                Some(None) => return Err(Refusal::LinkCircle(shown(path.as_bytes()))),
-                None => {}
-            }
-            match self.target(path)? {
-                Some(target) if target != at => {
-                    self.links.insert(at, None);
-                    chain.push(at);
-                    at = target;
-                }
-                // Its target is itself where that name was linked to it later: as on a disk, both are the lower's file.
-                _ => {
-                    chain.push(at);
-                    break Link::Foreign(at);
-                }
-            }
-        };
-        self.links.extend(chain.into_iter().map(|link| (link, Some(end))));
-        Ok(end)
-    }
-
-    /// Finds a path in the finished layer; `None` if only lower layers can have it.
-    fn target(&self, path: &TreePath) -> Result<Option<InodeNo>, Refusal> {
-        let mut dir = self.tree.dir(ROOT);
-        let mut names = path.names().peekable();
-        let mut hidden = false;
-        while let Some(name) = names.next() {
-            hidden |= dir.opaque;
-            let entry = dir.entries.get(name.as_bytes());
-            hidden |= entry.is_some_and(|entry| entry.hides);
-            let Some(inode) = entry.and_then(|entry| entry.inode) else {
-                return if hidden { Err(Refusal::LinkToHidden(shown(path.as_bytes()))) } else { Ok(None) };
-            };
-            match (&self.tree.inode(inode).kind, names.peek()) {
-                (Kind::Dir(child), Some(_)) => dir = self.tree.dir(*child),
-                (Kind::Dir(_), None) => return Err(Refusal::LinkToDirectory(shown(path.as_bytes()))),
-                (_, None) => return Ok(Some(inode)),
-                (_, Some(_)) => return Err(Refusal::LinkToNowhere(shown(path.as_bytes()))),
-            }
-        }
-        Ok(None)
     }
 }
 
