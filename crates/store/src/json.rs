@@ -12,9 +12,12 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Value, String> {
     value.map_err(|cause| format!("no valid JSON: {cause}"))
 }
 
-/// Reads one JSON text as a `T`; properties that `T` does not know are ignored.
+/// Reads one JSON object as a `T`; properties that `T` does not know are ignored.
 pub(crate) fn parse_as<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, String> {
-    serde_json::from_value(parse(bytes)?).map_err(|cause| cause.to_string())
+    match parse(bytes)? {
+        object @ Value::Object(_) => serde_json::from_value(object).map_err(|cause| cause.to_string()),
+        _ => Err("it is no JSON object".into()),
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -144,8 +144,7 @@ struct RawRootfs {
 
 /// Reads a manifest or an index; `declared` is the media type that its descriptor states.
 pub(crate) fn read_document(bytes: &[u8], what: &str, declared: Option<&str>) -> Result<Document> {
-    let value = json::parse(bytes).map_err(|why| Error::invalid(what, why))?;
-    let raw: RawDocument = serde_json::from_value(value).map_err(|why| Error::invalid(what, why))?;
+    let raw: RawDocument = json::parse_as(bytes).map_err(|why| Error::invalid(what, why))?;
     let stated = raw.media_type.as_deref().filter(|t| !t.is_empty());
     if let (Some(stated), Some(declared)) = (stated, declared)
         && stated != declared
@@ -160,7 +159,10 @@ pub(crate) fn read_document(bytes: &[u8], what: &str, declared: Option<&str>) ->
         ));
     }
     let media_type = stated.or(declared).unwrap_or_default();
-    if raw.schema_version == Some(1) || raw.fs_layers.is_some() || media_type.contains("manifest.v1+") {
+    if raw.schema_version == Some(1)
+        || raw.fs_layers.is_some()
+        || media_type.contains("docker.distribution.manifest.v1+")
+    {
         return Err(Error::unsupported(
             what,
             "it is a docker schema 1 manifest, which has no content hashes; push the image again with a current tool",
@@ -342,7 +344,7 @@ mod tests {
             (manifest("application/vnd.cncf.helm.config.v1+json", ""), None, "artifact (application/vnd.cncf.helm"),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#.into(), None, "schema 1"),
             ("{}".into(), None, "neither"),
-            ("[]".into(), None, "invalid type"),
+            ("[]".into(), None, "no JSON object"),
             (format!(r#"{{"manifests":[{{"digest":"{D}","size":-1}}]}}"#), None, "is -1"),
             (r#"{"manifests":[{"digest":"sha512:00","size":1}]}"#.into(), None, "only sha256"),
             (r#"{"manifests":[{"digest":"sha256:../x","size":1}]}"#.into(), None, "hex digits"),
