@@ -35,6 +35,8 @@ pub struct Folded<B, S> {
     index: Index<B>,
     bodies: S,
     has_acls: bool,
+    /// The first eight bytes of the chainID.
+    key: u64,
 }
 
 /// The attributes that hold POSIX ACLs (acl(5), xattr(7)).
@@ -50,7 +52,9 @@ impl<B: AsRef<[u8]>, S> Folded<B, S> {
             return Err(Error::fault("use an index as a lower", Errno::EINVAL, "it is one layer's, not folded"));
         }
         let has_acls = index.distinct_xattrs().any(|(name, _)| ACLS.contains(&name));
-        Ok(Folded { index, bodies, has_acls })
+        let chain = layer::ChainId::of(&index.layers().collect::<Vec<_>>());
+        let first = chain.and_then(|chain| chain.0.as_bytes().first_chunk::<8>().copied());
+        Ok(Folded { has_acls, key: first.map_or(0, u64::from_le_bytes), index, bodies })
     }
 
     /// Returns the index.
@@ -75,6 +79,10 @@ where
     S: Bodies,
 {
     type File = S::File;
+
+    fn key(&self) -> u64 {
+        self.key
+    }
 
     fn root(&self) -> Slot {
         Slot(0)
