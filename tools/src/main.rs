@@ -1,1 +1,170 @@
-fn main() {}
+//! The `plyfs` command: what people type about images, containers and mounts.
+//!
+//! This program is also the daemon: it starts itself again with [`mountd::DAEMON_WORD`], so that one binary is all there is.
+
+mod about;
+mod cli;
+mod containers;
+mod images;
+mod mounts;
+mod namespace;
+mod print;
+mod progress;
+mod quickstart;
+mod sample;
+mod usage;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use store::Store;
+
+use cli::{Cli, Command, ContainerCommand, ImageCommand, Kind, SystemCommand};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match arguments.get(1).and_then(|word| word.to_str()) {
+        Some(mountd::DAEMON_WORD) => return mountd::run_from_args(arguments),
+        Some(namespace::PROBE) => return namespace::probe(),
+        Some(namespace::WRITE_MAP) => return namespace::write_map(&arguments[2..]),
+        _ => {}
+    }
+    let cli = Cli::parse();
+    warn_on_standard_error();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS, // `plyfs images | head -n 1` has what it wanted.
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let root = cli.root.unwrap_or_else(Store::default_root);
+    let root = std::path::absolute(&root).unwrap_or(root);
+    let out = &mut io::stdout().lock();
+    match cli.command {
+        Command::Quickstart(args) => return quickstart::run(root, &args).map(|()| ExitCode::SUCCESS),
+        Command::Unshare(args) => return mounts::unshare(&root, &args),
+        Command::Sample(args) => sample::write(&args, out)?,
+        Command::Version(args) => about::version(&args, out)?,
+        Command::Info(args) | Command::System(SystemCommand::Info(args)) => about::info(&root, &args, out)?,
+        command => return on_store(&open(root)?, command, out),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a command that works on the store.
+fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<ExitCode> {
+    match command {
+        Command::Load(args) | Command::Image(ImageCommand::Load(args)) => images::load(store, &args, out)?,
+        Command::Images(args) | Command::Image(ImageCommand::Ls(args)) => images::list(store, &args, out)?,
+        Command::Inspect(args) => return containers::inspect(store, &args, args.kind, out),
+        Command::Image(ImageCommand::Inspect(args)) => {
+            return containers::inspect(store, &args, Some(Kind::Image), out);
+        }
+        Command::Container(ContainerCommand::Inspect(args)) => {
+            return containers::inspect(store, &args, Some(Kind::Container), out);
+        }
+        Command::History(args) | Command::Image(ImageCommand::History(args)) => images::history(store, &args, out)?,
+        Command::Tag(args) | Command::Image(ImageCommand::Tag(args)) => images::tag(store, &args)?,
+        Command::Rmi(args) | Command::Image(ImageCommand::Rm(args)) => return images::remove(store, &args, out),
+        Command::Create(args) | Command::Container(ContainerCommand::Create(args)) => {
+            containers::create(store, &args, out)?;
+        }
+        Command::Ps(args) | Command::Container(ContainerCommand::Ls(args)) => containers::list(store, &args, out)?,
+        Command::Diff(args) | Command::Container(ContainerCommand::Diff(args)) => containers::diff(store, &args, out)?,
+        Command::Rm(args) | Command::Container(ContainerCommand::Rm(args)) => {
+            return containers::remove(store, &args, out);
+        }
+        Command::Mount(args) => mounts::mount(store, &args, None, out)?,
+        Command::Image(ImageCommand::Mount(args)) => mounts::mount(store, &args, Some(Kind::Image), out)?,
+        Command::Container(ContainerCommand::Mount(args)) => mounts::mount(store, &args, Some(Kind::Container), out)?,
+        Command::Umount(args)
+        | Command::Image(ImageCommand::Umount(args))
+        | Command::Container(ContainerCommand::Umount(args)) => return mounts::umount(store, &args),
+        Command::Df(args) | Command::System(SystemCommand::Df(args)) => usage::df(store, &args, out)?,
+        Command::Gc(args) | Command::System(SystemCommand::Gc(args)) => usage::gc(store, &args, out)?,
+        Command::Quickstart(_)
+        | Command::Sample(_)
+        | Command::Unshare(_)
+        | Command::Version(_)
+        | Command::Info(_)
+        | Command::System(SystemCommand::Info(_)) => {} // done without a store
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(root: PathBuf) -> Result<Store> {
+    Ok(Store::open(&root)?)
+}
+
+/// Does one thing for each name, goes on after a failure, and tells every failure.
+fn for_each<T>(names: &[T], mut action: impl FnMut(&T) -> Result<()>) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match action(name) {
+            Ok(()) => {}
+            Err(error) if is_closed_pipe(&error) => return Err(error),
+            Err(error) => {
+                complain(&format!("{error:#}"));
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// Writes `plyfs: <what is wrong>` on standard error: one line, whatever a name in it holds.
+fn complain(text: &str) {
+    let text = print::table::visible(text);
+    writeln!(io::stderr(), "plyfs: {text}").ok(); // There is nobody left to tell.
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+            || cause
+                .downcast_ref::<serde_json::Error>()
+                .is_some_and(|error| error.io_error_kind() == Some(io::ErrorKind::BrokenPipe))
+    })
+}
+
+/// Returns what the system said, without the number of the error.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_string(),
+        None => text,
+    }
+}
+
+/// Warnings of the rooms below, for whoever typed the command.
+struct Warnings;
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            complain(&format!("warning: {}", record.args()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn warn_on_standard_error() {
+    // Fails only where a logger is set already, and nobody does that before.
+    if log::set_logger(&Warnings).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+}

@@ -1,0 +1,456 @@
+//! The command line: what can be typed, in the words that docker and podman taught people.
+//!
+//! Every verb has a short form (`plyfs rmi`) and a form under its noun (`plyfs image rm`); both are one command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::print::Format;
+
+/// Container images as directories: load them once, mount them for as many containers as you like.
+#[derive(Debug, Parser)]
+#[command(name = "plyfs", version, subcommand_required = true)]
+#[command(arg_required_else_help = true, help_template = HELP, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// The store's directory [default: $PLYFS_ROOT, else /var/lib/plyfs for root and ~/.local/share/plyfs for others]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const HELP: &str = "\
+{about}
+
+{usage-heading} {usage}
+
+Start here:
+  quickstart  Show in one go what plyfs does, with a sample image or yours
+  sample      Write the sample image as an archive           (plyfs sample | plyfs load)
+
+Images:
+  load        Load images from an OCI layout or an archive
+  images      List images                                    (also: image ls)
+  inspect     Show all that is known of an image or a container
+  history     Show the steps that made an image
+  tag         Give an image one more name
+  rmi         Remove images                                  (also: image rm)
+
+Containers:
+  create      Make a container: an image with a writable layer of its own
+  ps          List containers                                (also: container ls)
+  diff        Show what a container changed                  (A added, C changed, D deleted)
+  rm          Remove containers                              (also: container rm)
+
+Mounts:
+  mount       Mount a container read-write, or an image read-only
+  umount      Unmount, and wait until all is written
+  unshare     Run a command where an ordinary user may mount
+
+System:
+  df          Show what the store holds and what is shared   (also: system df)
+  gc          Remove what nothing uses any more              (also: system gc)
+  info        Show the store and what this machine can do
+  version     Show the version
+
+Options:
+{options}
+
+'plyfs COMMAND --help' tells more about a command.
+";
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show in one go what plyfs does, with a sample image or yours
+    ///
+    /// Loads an image, mounts it for two containers, changes files in one of them, and shows what each sees, what each
+    /// holds, and what they share. Leaves nothing behind unless told to. Works as root and as an ordinary user.
+    Quickstart(QuickstartArgs),
+    /// Write the sample image as an archive: plyfs sample | plyfs load
+    Sample(SampleArgs),
+    /// Load images from an OCI layout or an archive
+    Load(LoadArgs),
+    /// List images
+    Images(ImagesArgs),
+    /// Show all that is known of an image or a container
+    Inspect(InspectArgs),
+    /// Show the steps that made an image
+    History(HistoryArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Remove images
+    Rmi(RmiArgs),
+    /// Make a container: an image with a writable layer of its own
+    Create(CreateArgs),
+    /// List containers
+    Ps(PsArgs),
+    /// Show what a container changed: A added, C changed, D deleted
+    Diff(DiffArgs),
+    /// Remove containers and what they wrote
+    Rm(RmArgs),
+    /// Mount a container read-write, or an image read-only
+    ///
+    /// Goes to the background once the mount answers. Prints the mount point. Without arguments, lists what is mounted.
+    Mount(MountArgs),
+    /// Unmount, and wait until all is written
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArgs),
+    /// Run a command where an ordinary user may mount
+    ///
+    /// The command (by default a shell) runs as root of its own user and mount namespace. It sees the mounts made in it;
+    /// others do not. They end with it.
+    Unshare(UnshareArgs),
+    /// Show what the store holds and what is shared
+    Df(DfArgs),
+    /// Remove what nothing uses any more
+    Gc(GcArgs),
+    /// Show the store and what this machine can do
+    Info(InfoArgs),
+    /// Show the version
+    Version(VersionArgs),
+    /// Commands about images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Commands about containers
+    #[command(subcommand)]
+    Container(ContainerCommand),
+    /// Commands about the store
+    #[command(subcommand)]
+    System(SystemCommand),
+}
+
+/// `plyfs image ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(ImagesArgs),
+    /// Load images from an OCI layout or an archive
+    Load(LoadArgs),
+    /// Show all that is known of an image
+    Inspect(InspectArgs),
+    /// Show the steps that made an image
+    History(HistoryArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Remove images
+    #[command(visible_alias = "remove")]
+    Rm(RmiArgs),
+    /// Mount an image read-only
+    Mount(MountArgs),
+    /// Unmount an image
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArgs),
+}
+
+/// `plyfs container ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainerCommand {
+    /// List containers
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(PsArgs),
+    /// Make a container
+    Create(CreateArgs),
+    /// Show all that is known of a container
+    Inspect(InspectArgs),
+    /// Show what a container changed: A added, C changed, D deleted
+    Diff(DiffArgs),
+    /// Mount a container read-write
+    Mount(MountArgs),
+    /// Unmount a container, and wait until all is written
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArgs),
+    /// Remove containers and what they wrote
+    #[command(visible_alias = "remove")]
+    Rm(RmArgs),
+}
+
+/// `plyfs system ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    /// Show what the store holds and what is shared
+    Df(DfArgs),
+    /// Remove what nothing uses any more
+    Gc(GcArgs),
+    /// Show the store and what this machine can do
+    Info(InfoArgs),
+}
+
+/// `--format`, for commands that print a list.
+#[derive(Debug, Args)]
+pub(crate) struct FormatArg {
+    /// 'table', 'json', or a template such as '{{.ID}} {{.Size}}'
+    #[arg(long, value_name = "FORMAT", default_value = "table", hide_default_value = true)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArgs {
+    /// An image of yours: oci:DIR[:REF], oci-archive:FILE, docker-archive:FILE, or the name of a loaded one
+    /// [default: a small sample that is built in]
+    pub(crate) image: Option<String>,
+    /// Keep the image, the containers and their mounts, in your store
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SampleArgs {
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Sources:
+  oci:DIR[:REF]               an OCI layout (skopeo copy ... oci:DIR:REF)
+  oci-archive:FILE[:REF]      a tar of an OCI layout
+  docker-archive:FILE[:REF]   what 'docker save' or 'podman save' writes
+
+Without a source and without -i, an archive is read from standard input: docker save redis | plyfs load")]
+pub(crate) struct LoadArgs {
+    /// Where the image is, in skopeo's spelling
+    #[arg(value_name = "SOURCE", conflicts_with = "input")]
+    pub(crate) source: Option<String>,
+    /// Read an archive of any kind; '-' is standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// Print names only, no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Only images of this repository, or with this name
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    pub(crate) name: Option<String>,
+    /// Accepted for docker's sake: there are no hidden images
+    #[arg(short, long, hide = true)]
+    pub(crate) all: bool,
+    /// Print image IDs only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Print whole IDs
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Show the manifests' digests as well
+    #[arg(long)]
+    pub(crate) digests: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Images or containers, by name or ID
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+    /// A template such as '{{.Id}}' [default: JSON]
+    #[arg(short, long, value_name = "FORMAT", default_value = "json", hide_default_value = true)]
+    pub(crate) format: Format,
+    /// Look among these only
+    #[arg(long = "type", value_name = "KIND")]
+    pub(crate) kind: Option<Kind>,
+}
+
+/// What a name is the name of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// An image.
+    Image,
+    /// A container.
+    Container,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// The image, by name or ID
+    pub(crate) image: String,
+    /// Print image IDs only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Print whole IDs and commands
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TagArgs {
+    /// The image, by name or ID
+    pub(crate) image: String,
+    /// The new name
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// Images, by name or ID
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<String>,
+    /// Remove every name of an image given by ID; an image that is not there is no error
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The image, by name or ID
+    pub(crate) image: String,
+    /// The container's name [default: two words chosen at random]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Show all containers, not only those that are mounted
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Print container IDs only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Print whole IDs
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The container, by name or ID
+    pub(crate) container: String,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Containers, by name or ID
+    #[arg(value_name = "CONTAINER", required = true)]
+    pub(crate) containers: Vec<String>,
+    /// Unmount first; a container that is not there is no error
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    /// What to mount: a container (read-write) or an image (read-only), by name or ID
+    #[arg(value_name = "CONTAINER|IMAGE", requires = "target")]
+    pub(crate) name: Option<String>,
+    /// Where: an empty directory
+    #[arg(value_name = "DIR")]
+    pub(crate) target: Option<PathBuf>,
+    /// Mount options for the daemon, separated by commas (ro, allow_other, noatime, plyfs.disable=...)
+    #[arg(short, long = "options", value_name = "OPTIONS")]
+    pub(crate) options: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UmountArgs {
+    /// A mount point, or a container's name or ID
+    #[arg(value_name = "DIR|CONTAINER", required = true)]
+    pub(crate) targets: Vec<PathBuf>,
+    /// Let go of the mount point now, even if programs still use it; it ends when they do
+    #[arg(short, long)]
+    pub(crate) lazy: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnshareArgs {
+    /// How user IDs are mapped inside
+    #[arg(long, value_name = "IDS", default_value = "auto")]
+    pub(crate) map: IdMap,
+    /// The command and its arguments [default: $SHELL]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Which user IDs exist in a new user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IdMap {
+    /// The range of /etc/subuid and /etc/subgid where there is one, else the single ID.
+    Auto,
+    /// You as root, and the range of /etc/subuid and /etc/subgid above.
+    Range,
+    /// You as root, and nobody else.
+    Single,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DfArgs {
+    /// Show each image and each container
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Every command below `command`, as it is typed, with its options.
+    fn tree(command: &clap::Command, typed: &str, found: &mut Vec<(String, Vec<String>)>) {
+        for sub in command.get_subcommands() {
+            let typed = format!("{typed} {}", sub.get_name());
+            let visible = sub.get_arguments().filter(|argument| !argument.is_hide_set());
+            let options = visible.filter_map(|argument| argument.get_long().map(|long| format!("--{long}")));
+            found.push((typed.clone(), options.collect()));
+            tree(sub, &typed, found);
+        }
+    }
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_command() {
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            let is_noun = command.has_subcommands();
+            assert!(is_noun || HELP.contains(&format!("\n  {name} ")), "{name} is missing in the help");
+        }
+    }
+
+    #[test]
+    fn page_of_commands_names_every_command_and_option() {
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/commands.md")).unwrap();
+        let mut found = Vec::new();
+        tree(&Cli::command(), "plyfs", &mut found);
+        for (typed, options) in found {
+            assert!(page.contains(&typed), "docs/commands.md does not name '{typed}'");
+            for option in options {
+                assert!(page.contains(&option), "docs/commands.md does not name {option} of '{typed}'");
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! How a load is seen: a bar for each layer on a terminal, a line for each elsewhere.
+
+use std::collections::HashMap;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use layer::DiffId;
+use store::{LayerEvent, LayerPlan, Progress, Reference, Silent};
+
+use crate::print::units;
+
+/// Returns what shows a load on standard error.
+pub(crate) fn new(quiet: bool) -> Box<dyn Progress> {
+    match (quiet, std::io::stderr().is_terminal()) {
+        (true, _) => Box::new(Silent),
+        (false, true) => Box::new(Bars::new()),
+        (false, false) => Box::new(Lines),
+    }
+}
+
+/// Returns the 12 digits of a layer's diffID by which people know it.
+fn short(layer: DiffId) -> String {
+    layer.0.hex()[..12].to_string()
+}
+
+fn unpacked(members: u64, size: u64) -> String {
+    let entries = if members == 1 { "entry" } else { "entries" };
+    format!("{members} {entries}, {}", units::size(size))
+}
+
+/// One line for each layer, once it is there.
+struct Lines;
+
+impl Progress for Lines {
+    fn layer(&self, layer: DiffId, event: LayerEvent) {
+        let text = match event {
+            LayerEvent::Existing => "already there".to_string(),
+            LayerEvent::Unpacked { members, size } => format!("unpacked, {}", unpacked(members, size)),
+            LayerEvent::Started { .. } | LayerEvent::Read { .. } => return,
+        };
+        // Progress that nobody can read is no reason to stop.
+        writeln!(std::io::stderr(), "{}: {text}", short(layer)).ok();
+    }
+}
+
+/// One bar for each layer; a finished one becomes a line.
+struct Bars {
+    screen: MultiProgress,
+    bars: Mutex<HashMap<DiffId, ProgressBar>>,
+}
+
+impl Bars {
+    fn new() -> Self {
+        Bars { screen: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12)), bars: Mutex::default() }
+    }
+
+    fn bar(&self, layer: DiffId) -> ProgressBar {
+        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        let bar = bars.entry(layer).or_insert_with(|| {
+            let bar = self.screen.add(ProgressBar::new(0).with_style(waiting()));
+            bar.set_prefix(short(layer));
+            bar.tick();
+            bar
+        });
+        bar.clone()
+    }
+}
+
+impl Progress for Bars {
+    fn image(&self, _names: &[Reference], layers: &[LayerPlan]) {
+        for layer in layers {
+            self.bar(layer.diff_id);
+        }
+    }
+
+    fn layer(&self, layer: DiffId, event: LayerEvent) {
+        let bar = self.bar(layer);
+        match event {
+            LayerEvent::Existing => end(&bar, "already there".to_string()),
+            LayerEvent::Started { total } => {
+                bar.set_length(total);
+                bar.set_style(running());
+            }
+            LayerEvent::Read { done } => bar.set_position(done),
+            LayerEvent::Unpacked { members, size } => end(&bar, unpacked(members, size)),
+        }
+    }
+}
+
+fn end(bar: &ProgressBar, message: String) {
+    bar.set_style(style("{prefix}  {msg}"));
+    bar.finish_with_message(message);
+}
+
+fn waiting() -> ProgressStyle {
+    style("{prefix}  waiting")
+}
+
+fn running() -> ProgressStyle {
+    style("{prefix}  [{bar:40}] {decimal_bytes:>10} of {decimal_total_bytes}").progress_chars("=> ")
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
