@@ -68,6 +68,7 @@ pub(crate) struct Bound {
 
 impl Bound {
     pub(crate) const LAYER: Bound = Bound { free: 8 << 30, ratio: 1100 };
+    pub(crate) const ARCHIVE: Bound = Bound { free: 64 << 30, ratio: 1100 };
 
     /// Checks what came out against what went in, both in bytes.
     pub(crate) fn check(&self, taken: u64, given: u64) -> std::result::Result<(), String> {

@@ -24,6 +24,7 @@ mod error;
 mod gc;
 mod images;
 mod inflate;
+mod ingest;
 mod json;
 mod layers;
 mod layout;

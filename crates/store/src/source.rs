@@ -1,8 +1,20 @@
 //! Where images come from, in skopeo's spelling: a directory or an archive, in OCI's or docker's layout.
 
+mod docker;
+mod files;
+mod oci;
+
 use std::path::{Path, PathBuf};
 
+use layer::{DiffId, Digest};
+
 use crate::error::{Error, Result};
+use crate::manifest::Config;
+use crate::platform::Platform;
+use crate::reference::Reference;
+use crate::store::Store;
+pub(crate) use files::Content;
+use files::Files;
 
 /// A place that images are loaded from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +86,42 @@ impl Source {
         Source { form: Form::Any, place: Place::Stdin, reference: None }
     }
 
+    /// Finds the images that are meant, reads and checks their documents. Layers are not touched yet.
+    pub(crate) fn open(&self, store: &Store, platform: Option<&Platform>) -> Result<Vec<FoundImage>> {
+        let found = self.find(store, platform).map_err(|error| error.within(self.label()))?;
+        match (found.is_empty(), &self.reference) {
+            (false, _) => Ok(found),
+            (true, Some(reference)) => Err(Error::NotFound(format!(
+                "{}: it holds no image '{reference}'; without :REF all are loaded",
+                self.label()
+            ))),
+            (true, None) => Err(Error::NotFound(format!("{}: it holds no images", self.label()))),
+        }
+    }
+
+    fn find(&self, store: &Store, platform: Option<&Platform>) -> Result<Vec<FoundImage>> {
+        let files = match &self.place {
+            Place::Path(path) if path.is_dir() => Files::directory(path),
+            Place::Path(_) if self.form == Form::OciDir => {
+                return Err(Error::invalid("OCI layout", "there is no such directory"));
+            }
+            Place::Path(path) => Files::archive(path, store)?,
+            Place::Stdin => Files::stdin(store)?,
+        };
+        let wanted = Wanted { reference: self.reference.as_deref(), platform };
+        match self.form {
+            Form::OciDir | Form::OciArchive => oci::find(&files, &wanted),
+            Form::DockerArchive => docker::find(&files, &wanted),
+            // Since v25 docker writes both forms into one archive; OCI's has the manifest.
+            Form::Any if files.has("oci-layout") && files.has("index.json") => oci::find(&files, &wanted),
+            Form::Any if files.has("manifest.json") => docker::find(&files, &wanted),
+            Form::Any => Err(Error::invalid(
+                "archive",
+                "it has neither index.json (an OCI layout) nor manifest.json (docker save); is it a plain tar of files?",
+            )),
+        }
+    }
+
     /// What messages call it.
     pub(crate) fn label(&self) -> String {
         match &self.place {
@@ -87,6 +135,73 @@ impl Source {
             Place::Path(path) => Some(path),
             Place::Stdin => None,
         }
+    }
+}
+
+/// Which images of a source are meant.
+pub(crate) struct Wanted<'a> {
+    reference: Option<&'a str>,
+    platform: Option<&'a Platform>,
+}
+
+/// An image in a source, its documents read and checked.
+pub(crate) struct FoundImage {
+    pub(crate) names: Vec<Reference>,
+    /// As received; `None` where the source has none (docker archives).
+    pub(crate) manifest: Option<Vec<u8>>,
+    /// As received.
+    pub(crate) config: Vec<u8>,
+    /// Base first.
+    pub(crate) layers: Vec<FoundLayer>,
+}
+
+/// A layer in a source.
+#[derive(Clone)]
+pub(crate) struct FoundLayer {
+    pub(crate) diff_id: DiffId,
+    /// What messages call its blob.
+    pub(crate) what: String,
+    /// The hash and the length of the blob, where a manifest tells.
+    pub(crate) expected: Option<(Digest, u64)>,
+    /// `None` if the source does not have it: then the store must.
+    pub(crate) content: Option<Content>,
+}
+
+impl Wanted<'_> {
+    /// The N of `@N`.
+    fn position(&self) -> Option<usize> {
+        self.reference?.strip_prefix('@')?.parse().ok()
+    }
+
+    /// Tells whether an image with these names, at that position, is meant.
+    fn is_meant(&self, position: usize, names: &[&str]) -> bool {
+        let Some(wanted) = self.reference else { return true };
+        let full = Reference::parse(wanted).ok();
+        let same = |name: &&str| *name == wanted || (full.is_some() && Reference::parse(name).ok() == full);
+        self.position() == Some(position) || names.iter().any(same)
+    }
+}
+
+/// Reads names; what is no reference is told and left out.
+fn read_names<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<Reference> {
+    let mut names: Vec<Reference> = Vec::new();
+    for text in texts {
+        match Reference::parse(text) {
+            Ok(name) => names.push(name.tagged()),
+            Err(why) => log::warn!("an image is loaded without this name: {why}"),
+        }
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Checks what a config says of its layers against how many there are.
+fn check_layers(config: &Config, layers: usize, what: &str) -> Result<()> {
+    match config.diff_ids.len() {
+        0 if layers == 0 => Err(Error::unsupported(what, "it has no layers: there is nothing to mount")),
+        ids if ids != layers => Err(Error::invalid(what, format!("{ids} diff_ids in its config, but {layers} layers"))),
+        _ => Ok(()),
     }
 }
 
