@@ -26,20 +26,13 @@ pub(crate) fn version(args: &VersionArgs, out: &mut dyn Write) -> Result<()> {
 
 /// `plyfs info`
 pub(crate) fn info(root: &Path, args: &InfoArgs, out: &mut dyn Write) -> Result<()> {
-    let (images, containers, mounts) = match Store::open(root) {
-        Ok(store) => (
-            store.images()?.len().to_string(),
-            store.containers()?.len().to_string(),
-            (store.containers()?.iter().filter(|c| c.is_mounted()).count() + store.image_mounts()?.len()).to_string(),
-        ),
-        Err(error) => (error.to_string(), String::new(), String::new()),
-    };
+    let (images, containers, mounts) = counts(root)?;
     let facts = [
         ("Version", VERSION.to_string()),
         ("Store", root.display().to_string()),
-        ("Images", images),
-        ("Containers", containers),
-        ("Mounts", mounts),
+        ("Images", images.to_string()),
+        ("Containers", containers.to_string()),
+        ("Mounts", mounts.to_string()),
         ("Kernel", rustix::system::uname().release().to_string_lossy().into_owned()),
         ("User", user()),
         ("FuseDevice", fuse_device()),
@@ -55,6 +48,17 @@ pub(crate) fn info(root: &Path, args: &InfoArgs, out: &mut dyn Write) -> Result<
     }
     let row: Row = facts.into_iter().map(|(name, text)| (name.to_string(), Value::String(text))).collect();
     one(out, &args.format.format, row)
+}
+
+/// Counts images, containers and mounts; a store that is not there is not made.
+fn counts(root: &Path) -> Result<(usize, usize, usize)> {
+    if !root.join("version").exists() {
+        return Ok((0, 0, 0));
+    }
+    let store = Store::open(root)?;
+    let containers = store.containers()?;
+    let mounted = containers.iter().filter(|container| container.is_mounted()).count();
+    Ok((store.images()?.len(), containers.len(), mounted + store.image_mounts()?.len()))
 }
 
 /// Writes one thing, not a list of one.

@@ -59,7 +59,8 @@ pub(crate) fn status(container: &Container) -> Status {
 
 /// Tells whether a mount without a daemon lies on `target`.
 fn is_dead(target: &Path) -> bool {
-    rustix::fs::stat(target).is_err_and(|errno| errno == rustix::io::Errno::NOTCONN)
+    // Not stat: the kernel answers that from memory.
+    rustix::fs::statfs(target).is_err_and(|errno| errno == rustix::io::Errno::NOTCONN)
 }
 
 /// What is to be mounted.
@@ -220,6 +221,9 @@ fn check_target(store: &Store, target: &Path) -> Result<PathBuf> {
         }
         Err(error) => bail!("{shown}: {}", crate::reason(&error)),
     };
+    if is_dead(&real) {
+        bail!("{shown}: a mount whose daemon died is in the way; take it away: plyfs umount {shown}");
+    }
     if let Some(there) = table::read()?.into_iter().rev().find(|mount| mount.target == real) {
         bail!("{shown}: already a mount point ({}); unmount it first, or choose another directory", there.kind);
     }

@@ -4,7 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
@@ -41,9 +41,9 @@ pub(crate) fn obstacle() -> Option<String> {
     }
 }
 
-/// The child of [`obstacle`]: enters a namespace, changes its mounts, opens the FUSE device.
+/// The child of [`obstacle`]: enters a namespace and changes its mounts.
 pub(crate) fn probe() -> ExitCode {
-    match enter(IdMap::Single).and_then(|()| open_fuse_device()) {
+    match enter(IdMap::Single) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
@@ -52,12 +52,17 @@ pub(crate) fn probe() -> ExitCode {
     }
 }
 
-/// Opens the FUSE device as a daemon would.
+/// Opens the FUSE device as a daemon would; fusermount3 does so with the user's rights as well.
 pub(crate) fn open_fuse_device() -> Result<()> {
-    match fs::OpenOptions::new().read(true).write(true).open(FUSE_DEVICE) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(anyhow!("{FUSE_DEVICE}: {}", super::reason(&error))),
-    }
+    let Err(error) = fs::OpenOptions::new().read(true).write(true).open(FUSE_DEVICE) else { return Ok(()) };
+    let remedy = match error.kind() {
+        ErrorKind::NotFound => {
+            "; load the module (modprobe fuse), or give the container the device (--device /dev/fuse)"
+        }
+        ErrorKind::PermissionDenied => "; open it to users (chmod 666 /dev/fuse), or be root",
+        _ => "",
+    };
+    bail!("{FUSE_DEVICE}: {}{remedy}", super::reason(&error))
 }
 
 /// Moves this process into a new user and mount namespace in which it is root.

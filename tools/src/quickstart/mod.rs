@@ -56,12 +56,8 @@ pub(crate) fn run(root: PathBuf, args: &QuickstartArgs) -> Result<()> {
 
 /// Finds a way to mount: as root, in a namespace, by fusermount3; the first that works.
 fn find_place() -> Result<Place> {
-    let device = Path::new(namespace::FUSE_DEVICE);
-    if !device.exists() {
-        bail!("{0}: missing; load it: modprobe fuse; for a container: --device {0}", device.display());
-    }
+    namespace::open_fuse_device()?;
     if geteuid().is_root() {
-        namespace::open_fuse_device()?;
         return Ok(Place::Outside);
     }
     let Some(obstacle) = namespace::obstacle() else {
@@ -197,7 +193,8 @@ impl<W: Write> Quickstart<'_, W> {
     fn change(&mut self, changes: &Changes, red: &Container) -> Result<()> {
         self.heading(3, &format!("Change files in {}", red.name))?;
         let dir = self.scene.dir_of(red);
-        for command in changes.make(&dir)? {
+        let above = format!("cd {}", self.scene.dir().display());
+        for command in [above].into_iter().chain(changes.make(&dir)?) {
             writeln!(self.out, "{INDENT}{COMMAND}$ {command}{COMMAND:#}")?;
         }
         Ok(())

@@ -58,10 +58,11 @@ impl Changes {
         self.append.iter().chain(&self.delete).chain([&self.add]).map(PathBuf::as_path)
     }
 
-    /// Changes the files below `root`; returns what one would type for it.
+    /// Changes the files below `root`; returns what one would type for it in the directory above.
     pub(super) fn make(&self, root: &Path) -> Result<Vec<String>> {
         let mut commands = Vec::new();
-        let shown = |path: &Path| visible(&root.join(path).display().to_string());
+        let name = Path::new(root.file_name().unwrap_or_default());
+        let shown = |path: &Path| visible(&name.join(path).display().to_string());
         if let Some(path) = &self.append {
             let text = "Closed for repairs.";
             let file = fs::OpenOptions::new().append(true).open(root.join(path));
