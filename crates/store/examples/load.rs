@@ -16,14 +16,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let seconds = start.elapsed().as_secs_f64();
         for image in loaded {
             let fetched = image.layers.iter().filter(|layer| layer.origin == Origin::Fetched).count();
-            println!("{seconds:.3} s  {:?}  {}: {fetched} of {} layers", image.names, image.id.short(), image.layers.len());
+            println!(
+                "{seconds:.3} s  {:?}  {}: {fetched} of {} layers",
+                image.names,
+                image.id.short(),
+                image.layers.len()
+            );
         }
     }
     if tars {
         for layer in store.layers()? {
             let start = Instant::now();
             store.layer_tar(&layer, &mut std::io::sink())?;
-            println!("{layer}: {} bytes, the same in {:.3} s", store.layer_size(&layer)?, start.elapsed().as_secs_f64());
+            println!(
+                "{layer}: {} bytes, the same in {:.3} s",
+                store.layer_size(&layer)?,
+                start.elapsed().as_secs_f64()
+            );
         }
     }
     Ok(())

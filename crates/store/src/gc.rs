@@ -1,9 +1,20 @@
 //! Garbage: what no image, container or mount leads to is deleted.
+//!
+//! Marked are the layers of all images, containers and live mounts, the objects that those layers' indexes and skeletons name, and
+//! the folded indexes of their stacks. What is not marked is renamed into `trash/` under the exclusive lock, and deleted.
 
-use layer::DiffId;
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use layer::{ChainId, DiffId, Digest};
+
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::images::Catalogue;
+use crate::layout::SKELETON;
 use crate::lock::Lock;
+use crate::skeleton::{BodySource, Piece, SkeletonReader};
 use crate::store::Store;
 
 /// What a collection deleted.
@@ -19,6 +30,13 @@ pub struct Collected {
     pub bytes: u64,
 }
 
+/// What must stay.
+struct Marked {
+    layers: HashSet<DiffId>,
+    chains: HashSet<ChainId>,
+    configs: HashSet<Digest>,
+}
+
 impl Store {
     /// Deletes what no image, container or mount leads to.
     ///
@@ -29,16 +47,141 @@ impl Store {
         let _store = Lock::exclusive(&self.layout().lock())?;
         collect(self)
     }
+
+    /// Returns the objects that a layer's index and skeleton name.
+    pub(crate) fn objects_of(&self, layer: &DiffId) -> Result<HashSet<Digest>> {
+        let mut objects: HashSet<Digest> = self.layer_index(layer)?.objects().map(|object| object.digest).collect();
+        let mut skeleton = SkeletonReader::open(&self.layout().layer(layer).join(SKELETON))?;
+        while let Some(piece) = skeleton.next_piece()? {
+            if let Piece::Body { source: BodySource::Object { digest, .. }, .. } = piece {
+                objects.insert(digest);
+            }
+        }
+        Ok(objects)
+    }
 }
 
 /// The caller holds the store's lock exclusively.
 pub(crate) fn collect(store: &Store) -> Result<Collected> {
-    drop(store.clone());
-    Ok(Collected::default())
+    let marked = mark(store)?;
+    let mut sweep = Sweep { store, collected: Collected::default(), condemned: Vec::new() };
+    let mut objects = HashSet::new();
+    for layer in &marked.layers {
+        if store.has_layer(layer) {
+            objects.extend(store.objects_of(layer)?);
+        }
+    }
+    for layer in store.layers()? {
+        if !marked.layers.contains(&layer) {
+            sweep.condemn(&store.layout().layer(&layer))?;
+            sweep.collected.layers.push(layer);
+        }
+    }
+    for (path, name) in files(&store.layout().all_folded())? {
+        if !Digest::from_hex(&name).is_ok_and(|chain| marked.chains.contains(&ChainId(chain))) {
+            sweep.condemn(&path)?;
+            sweep.collected.folded += 1;
+        }
+    }
+    for (path, name) in files(&store.layout().configs())? {
+        if !Digest::from_hex(&name).is_ok_and(|config| marked.configs.contains(&config)) {
+            sweep.condemn(&path)?;
+        }
+    }
+    sweep.objects(&objects)?;
+    sweep.dead_mounts()?;
+    sweep.finish()
 }
 
-/// Deletes objects of no layer, which a killed load may leave. The caller holds the store's lock exclusively.
+/// Deletes objects of no layer, which a killed load may leave; layers stay, whether anything uses them or not. The caller
+/// holds the store's lock exclusively.
 pub(crate) fn collect_orphans(store: &Store) -> Result<()> {
-    drop(store.clone());
-    Ok(())
+    let mut objects = HashSet::new();
+    for layer in store.layers()? {
+        objects.extend(store.objects_of(&layer)?);
+    }
+    let mut sweep = Sweep { store, collected: Collected::default(), condemned: Vec::new() };
+    sweep.objects(&objects)?;
+    sweep.finish().map(drop)
+}
+
+fn mark(store: &Store) -> Result<Marked> {
+    let catalogue = Catalogue::read(store)?;
+    let mut stacks = Vec::new();
+    let mut configs = HashSet::new();
+    for id in catalogue.ids() {
+        configs.insert(id.0);
+        stacks.push(catalogue.layers(store, id)?);
+    }
+    for container in store.containers()? {
+        configs.insert(container.image.0);
+        stacks.push(container.diff_ids);
+    }
+    for mount in store.image_mounts()? {
+        configs.insert(mount.image.0);
+        stacks.push(mount.diff_ids);
+    }
+    let chains = stacks.iter().filter_map(|stack| ChainId::of(stack)).collect();
+    Ok(Marked { layers: stacks.into_iter().flatten().collect(), chains, configs })
+}
+
+/// What is being deleted.
+struct Sweep<'a> {
+    store: &'a Store,
+    collected: Collected,
+    condemned: Vec<PathBuf>,
+}
+
+impl Sweep<'_> {
+    /// Makes it invisible.
+    fn condemn(&mut self, path: &Path) -> Result<()> {
+        self.collected.bytes += disk::allocated(path)?;
+        let trash = self.store.layout().trash().join(format!("{}-{}", std::process::id(), self.condemned.len()));
+        fs::rename(path, &trash).map_err(Error::at("delete", path))?;
+        self.condemned.push(trash);
+        Ok(())
+    }
+
+    fn objects(&mut self, marked: &HashSet<Digest>) -> Result<()> {
+        for (shelf, first) in files(&self.store.layout().objects())? {
+            let mut left = 0;
+            for (path, rest) in files(&shelf)? {
+                if Digest::from_hex(&format!("{first}{rest}")).is_ok_and(|digest| marked.contains(&digest)) {
+                    left += 1;
+                } else {
+                    self.condemn(&path)?;
+                    self.collected.objects += 1;
+                }
+            }
+            if left == 0 {
+                fs::remove_dir(&shelf).map_err(Error::at("delete", &shelf))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn dead_mounts(&mut self) -> Result<()> {
+        let live: HashSet<String> = self.store.image_mounts()?.into_iter().map(|mount| mount.id).collect();
+        for (path, name) in files(&self.store.layout().mounts())? {
+            if !live.contains(&name) {
+                self.condemn(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Collected> {
+        let layout = self.store.layout();
+        if !self.condemned.is_empty() {
+            // Names first: after a crash nothing may lead to what is half deleted.
+            [layout.layers(), layout.all_folded(), layout.objects()].iter().try_for_each(|dir| disk::sync_dir(dir))?;
+        }
+        self.condemned.iter().try_for_each(|path| disk::remove_tree(path))?;
+        Ok(self.collected)
+    }
+}
+
+/// Returns the paths and names of what is in a directory.
+fn files(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
+    Ok(disk::names(dir)?.into_iter().map(|name| (dir.join(&name), name)).collect())
 }

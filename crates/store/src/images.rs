@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use layer::{ChainId, DiffId, Digest, Time};
 use serde::{Deserialize, Serialize};
@@ -314,7 +314,7 @@ impl Store {
         disk::sync_dir(&self.layout().refs())
     }
 
-    fn ref_path(&self, name: &Reference) -> std::path::PathBuf {
+    fn ref_path(&self, name: &Reference) -> PathBuf {
         self.layout().refs().join(Digest::of(name.to_string().as_bytes()).hex())
     }
 
@@ -378,10 +378,7 @@ impl Catalogue {
         let manifests = self.images.get(&id).map(Vec::as_slice).unwrap_or_default();
         let (_, manifest, _) =
             manifests.iter().find(|(d, ..)| *d == digest).ok_or_else(|| no_image(&id.to_string()))?;
-        let path = store.layout().configs().join(id.hex());
-        let config = disk::read_if_there(&path)?.filter(|bytes| Digest::of(bytes) == id).ok_or_else(|| {
-            Error::corrupt(path.display(), "missing or changed; remove the image with -f and load it again")
-        })?;
+        let config = read_config(store, id)?;
         let mut image = Image {
             id: ImageId(id),
             names,
@@ -398,6 +395,22 @@ impl Catalogue {
             image.size += store.layer_size(layer)?;
         }
         Ok(image)
+    }
+
+    /// Returns an image's layers, base first.
+    pub(crate) fn layers(&self, store: &Store, id: ImageId) -> Result<Vec<DiffId>> {
+        let config = read_config(store, id.0)?;
+        Ok(manifest::read_config(&config, &format!("config of image {}", id.short()))?.diff_ids)
+    }
+
+    /// Returns the paths of an image's manifests, config and references.
+    pub(crate) fn documents(&self, store: &Store, id: ImageId) -> Vec<PathBuf> {
+        let manifests = self.images.get(&id.0).into_iter().flatten();
+        let mut paths: Vec<PathBuf> =
+            manifests.map(|(digest, ..)| store.layout().manifests().join(digest.hex())).collect();
+        paths.push(store.layout().configs().join(id.0.hex()));
+        paths.extend(self.names(id.0).iter().map(|name| store.ref_path(name)));
+        paths
     }
 
     fn names(&self, id: Digest) -> Vec<Reference> {
@@ -451,6 +464,12 @@ impl Catalogue {
         let manifest = *self.refs.get(name)?;
         Some(Found { id: self.config_of(manifest)?, name: Some(name.clone()), manifest: Some(manifest) })
     }
+}
+
+fn read_config(store: &Store, id: Digest) -> Result<Vec<u8>> {
+    let path = store.layout().configs().join(id.hex());
+    let config = disk::read_if_there(&path)?.filter(|bytes| Digest::of(bytes) == id);
+    config.ok_or_else(|| Error::corrupt(path.display(), "it is missing or has changed; load the image again"))
 }
 
 type Modified = std::time::SystemTime;

@@ -30,7 +30,7 @@ const REST_MAX: u64 = 64 << 20;
 /// Up to so many objects are synced one by one; more with the whole filesystem at once.
 const SYNC_EACH_MAX: usize = 16;
 const PAGE: u64 = 4096;
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// An unfinished layer; it is deleted when dropped before it is published.
 pub(crate) struct Ingest<'a> {

@@ -33,7 +33,7 @@ pub(super) fn find(files: &Files, wanted: &Wanted<'_>) -> Result<Vec<FoundImage>
     for (position, entry) in entries.into_iter().enumerate() {
         let tags: Vec<&str> = entry.repo_tags.iter().flatten().map(String::as_str).collect();
         if wanted.is_meant(position, &tags) {
-            let label = tags.first().map_or_else(|| entry.config.as_str(), |tag| tag);
+            let label = tags.first().copied().unwrap_or(&entry.config);
             found.push(
                 image(files, &entry, wanted)
                     .map_err(|error| error.within(format!("image {}", shown(label.as_bytes()))))?,
