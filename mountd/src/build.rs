@@ -71,7 +71,11 @@ fn serve<L: Lower>(
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let space_of = rustix::fs::open(space_of, directory, Mode::empty()).ok().map(Arc::new);
     let wishes = Wishes { space_of, ..wishes(options, lower.has_acls() || upper.is_some()) };
-    let settings = overlay::Options { ids: ids(&options.owners), ..overlay::Options::default() };
+    let settings = overlay::Options {
+        ids: ids(&options.owners),
+        lazy: options.enabled(Feature::LazyCopyUp),
+        ..overlay::Options::default()
+    };
     let overlay = Overlay::new(lower, upper, settings).map_err(failure)?;
     let fs = Fs::new(overlay, wishes);
     let started = fs.on_start();

@@ -1,6 +1,7 @@
 //! Changing attributes: mode, owner, times, size, extended attributes. Only a size needs the body.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use layer::{FileType, Ino, Stat, Time};
 
@@ -8,7 +9,8 @@ use crate::acl;
 use crate::copy_up::Depth;
 use crate::error::{Errno, Error, Result};
 use crate::lower::Lower;
-use crate::node::{Node, Place};
+use crate::node::{Node, OpenBody, Place};
+use crate::partial::Partial;
 use crate::union::{Attr, Overlay};
 use crate::upper::{SetAttr, SetTime, SetXattr, Target, Upper, UpperFile};
 
@@ -58,11 +60,46 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             FileType::Dir => return Err(Errno::EISDIR.into()),
             _ => return Err(Errno::EINVAL.into()),
         }
-        match self.upper_file(node) {
-            Some(file) => file.truncate(size)?,
-            None => self.with_target(node, |upper, target| upper.open(target)?.truncate(size))?,
+        self.sync_copy(node)?;
+        let open = node.open.read().body.clone();
+        match open {
+            OpenBody::Partial(partial) => self.truncate_partial(node, &partial, size)?,
+            OpenBody::Upper(file) => file.truncate(size)?,
+            _ => match self.partial_body(node)? {
+                Some(partial) => self.truncate_partial(node, &partial, size)?,
+                None => self.with_target(node, |upper, target| upper.open(target)?.truncate(size))?,
+            },
         }
         self.drop_privileges(node, privilege)
+    }
+
+    fn partial_body(&self, node: &Arc<Node<L, U>>) -> Result<Option<Arc<Partial<U::File, L::File>>>> {
+        let partial = match &*node.place.read() {
+            Place::Upper(up) => up.body_below.zip(up.partial),
+            _ => None,
+        };
+        match partial.map(|(slot, limit)| self.open_partial(node, slot, limit)).transpose()? {
+            Some(OpenBody::Partial(partial)) => Ok(Some(partial)),
+            _ => Ok(None),
+        }
+    }
+
+    fn truncate_partial(&self, node: &Arc<Node<L, U>>, partial: &Partial<U::File, L::File>, size: u64) -> Result<()> {
+        partial.truncate(size, |limit| {
+            self.with_target(node, |upper, target| upper.limit_partial(target, limit))?;
+            if let Place::Upper(up) = &mut *node.place.write() {
+                up.partial = Some(limit);
+            }
+            Ok(())
+        })
+    }
+
+    /// Syncs a body that is an unsynced copy, once, before it is cut or punched: its length tells whether it is whole.
+    pub(crate) fn sync_copy(&self, node: &Arc<Node<L, U>>) -> Result<()> {
+        if !node.unsynced.swap(false, Ordering::Relaxed) || self.is_gone(node) {
+            return Ok(());
+        }
+        self.with_target(node, |upper, target| upper.sync_copy(target))
     }
 
     /// Takes set-user-ID and set-group-ID bits and capabilities from a file whose content changed, as the kernel does on a
@@ -151,5 +188,5 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 }
 
 fn depth_for(size: Option<u64>) -> Depth {
-    if size == Some(0) { Depth::Empty } else { Depth::Whole }
+    if size == Some(0) { Depth::Empty } else { Depth::Writable }
 }

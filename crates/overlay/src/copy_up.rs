@@ -9,6 +9,7 @@ use layer::{FileType, Ino, Name, NameBuf, Slot, Stat};
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower};
 use crate::names::Names;
+use crate::partial::{BLOCK, LAZY_MIN};
 use crate::node::{InUpper, Node, OpenBody, Place};
 use crate::union::{At, Overlay};
 use crate::upper::{CopyUp, New, Origin, Over, SetAttr, SetTime, Source, Target, Upper, What};
@@ -20,8 +21,8 @@ pub(crate) enum Depth {
     Links,
     /// Owner, mode, times, attributes; a large body stays below.
     Metadata,
-    /// The body too.
-    Whole,
+    /// A body that can be written: the whole of a small one, shared blocks or parts of a large one.
+    Writable,
     /// The body is about to be thrown away (`O_TRUNC`): an empty file will do.
     Empty,
 }
@@ -55,7 +56,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     fn copy_once(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<()> {
         let _copying = node.copying.lock();
         self.copy_locked(node, depth)?;
-        if self.copied(node, Depth::Whole) {
+        if self.copied(node, Depth::Writable) {
             self.switch_open_body(node)?;
         }
         Ok(())
@@ -66,6 +67,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             return Ok(());
         }
         let slot = node.slot.ok_or(Error::Answer(Errno::ESTALE))?;
+        if depth == Depth::Writable && self.lazily(slot)? {
+            if !node.in_upper() {
+                self.copy_file(node, slot, Depth::Links)?;
+            }
+            return self.make_writable(node, slot);
+        }
         if node.in_upper() {
             self.fill(node, slot, depth)?;
         } else {
@@ -76,14 +83,29 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 
     fn copied(&self, node: &Node<L, U>, depth: Depth) -> bool {
         match &*node.place.read() {
-            Place::Upper(up) => matches!(depth, Depth::Links | Depth::Metadata) || up.body_below.is_none(),
+            Place::Upper(up) => match depth {
+                Depth::Links | Depth::Metadata => true,
+                Depth::Writable => up.body_below.is_none() || up.partial.is_some(),
+                Depth::Empty => up.body_below.is_none(),
+            },
             Place::Gone(_) => true,
             Place::Lower { .. } => false,
         }
     }
 
+    /// Tells whether a body is large enough to be copied piece by piece, and the upper's blocks small enough.
+    fn lazily(&self, slot: Slot) -> Result<bool> {
+        let stat = self.lower.stat(slot)?;
+        let large = self.options.lazy && stat.kind == FileType::File && stat.size >= LAZY_MIN;
+        Ok(large && u64::from(self.writable()?.statfs()?.block) <= BLOCK)
+    }
+
     /// Completes a metadata-only copy.
     fn fill(&self, node: &Arc<Node<L, U>>, slot: Slot, depth: Depth) -> Result<()> {
+        let partial = matches!(&*node.place.read(), Place::Upper(up) if up.partial.is_some());
+        if partial && depth != Depth::Empty {
+            return self.fill_partial(node, slot);
+        }
         let size = match depth {
             Depth::Empty => 0,
             _ => self.lower.stat(slot)?.size,
@@ -94,16 +116,45 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             _ => source_of(&body),
         };
         let _path = self.path.read();
-        self.with_target(node, |upper, target| upper.fill(target, source, size))?;
+        self.with_target(node, |upper, target| {
+            upper.fill(target, source, size)?;
+            if partial { upper.finish_partial(target) } else { Ok(()) }
+        })?;
         if let Place::Upper(up) = &mut *node.place.write() {
-            up.body_below = None;
+            (up.body_below, up.partial) = (None, None);
         }
         Ok(())
+    }
+
+    /// Completes a partial copy, through the body that handles have open if there is one.
+    fn fill_partial(&self, node: &Arc<Node<L, U>>, slot: Slot) -> Result<()> {
+        let limit = match &*node.place.read() {
+            Place::Upper(up) => up.partial.unwrap_or(0),
+            _ => return Err(Errno::ESTALE.into()),
+        };
+        let open = node.open.read().body.clone();
+        let body = match open {
+            OpenBody::Partial(_) => open,
+            _ => self.open_partial(node, slot, limit)?,
+        };
+        match body {
+            OpenBody::Partial(partial) => self.complete(node, &partial),
+            _ => Ok(()),
+        }
     }
 
     /// Lets handles that read the lower body go on with the upper's.
     fn switch_open_body(&self, node: &Arc<Node<L, U>>) -> Result<()> {
         if node.kind != FileType::File || node.open.read().count == 0 {
+            return Ok(());
+        }
+        let partial = match &*node.place.read() {
+            Place::Upper(up) => up.body_below.zip(up.partial),
+            _ => None,
+        };
+        if let Some((slot, limit)) = partial {
+            let body = self.open_partial(node, slot, limit)?;
+            node.open.write().body = body;
             return Ok(());
         }
         let _path = self.path.read();
@@ -125,7 +176,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             && match depth {
                 Depth::Links => stat.size > 0,
                 Depth::Metadata => stat.size > self.options.small,
-                Depth::Whole | Depth::Empty => false,
+                Depth::Writable | Depth::Empty => false,
             };
         let body = match stat.kind {
             FileType::File if depth != Depth::Empty && !stays => Some(self.lower.body(slot)?),
@@ -147,6 +198,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             lower_names: if linked { stat.nlink } else { 0 },
         })?;
         let body_below = stays.then_some(slot);
+        node.unsynced.store(source.is_some(), std::sync::atomic::Ordering::Relaxed);
         if linked {
             let made = upper.publish_index(staged, node.id)?;
             node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
@@ -155,7 +207,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 upper.set_lower_names(Target::Index(node.shown), lower_names)?;
             }
             self.indexed.write().insert(node.id);
-            *node.place.write() = Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names });
+            *node.place.write() = Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names, partial: None });
             return Ok(());
         }
         let (parent, name) = self.place_below(node, slot)?;
@@ -172,7 +224,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         names.set(name.as_name(), Some(stat.kind), Some(node.id));
         node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
         *node.place.write() =
-            Place::Upper(InUpper { names: vec![(dir_node.clone(), name)], indexed: false, body_below, lower_names: 0 });
+            Place::Upper(InUpper { names: vec![(dir_node.clone(), name)], indexed: false, body_below, lower_names: 0, partial: None });
         Ok(())
     }
 
@@ -187,7 +239,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Tells whether a name of the lower is what programs see there.
-    fn visible_below(&self, dir: Slot, name: Name<'_>) -> Result<bool> {
+    pub(crate) fn visible_below(&self, dir: Slot, name: Name<'_>) -> Result<bool> {
         match self.walk_below(dir)? {
             None => Ok(false),
             Some(At::Lower(_)) => Ok(true),
@@ -312,6 +364,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             indexed: false,
             body_below: None,
             lower_names: 0,
+            partial: None,
         });
     }
 

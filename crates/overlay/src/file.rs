@@ -12,6 +12,7 @@ use crate::copy_up::Depth;
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower, LowerFile};
 use crate::node::{Node, OpenBody, Place};
+use crate::partial::LAZY_MIN;
 use crate::union::Overlay;
 use crate::upper::{Seek, Upper, UpperFile};
 
@@ -34,6 +35,8 @@ pub enum BodyAt<L: Lower, U: Upper> {
     Lower(Arc<L::File>),
     /// In a file of the upper.
     Upper(Arc<U::File>),
+    /// In a file of the upper and one of the lower.
+    Both,
 }
 
 impl<L: Lower, U: Upper> Overlay<L, U> {
@@ -44,7 +47,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     pub fn open(&self, id: Ino, access: Access, privilege: Privilege) -> Result<BodyAt<L, U>> {
         let node = match access {
             Access::Read => self.node(id)?,
-            Access::Write => self.copy_up(id, Depth::Whole)?,
+            Access::Write => self.copy_up(id, Depth::Writable)?,
             Access::Truncate => self.copy_up(id, Depth::Empty)?,
         };
         match node.kind {
@@ -69,6 +72,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             OpenBody::Mapped(_) => Ok(BodyAt::Mapped),
             OpenBody::Lower(file) => Ok(BodyAt::Lower(file)),
             OpenBody::Upper(file) => Ok(BodyAt::Upper(file)),
+            OpenBody::Partial(_) => Ok(BodyAt::Both),
             OpenBody::Closed => Err(Errno::EBADF.into()),
         }
     }
@@ -89,7 +93,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             if !matches!(open.body, OpenBody::Closed) {
                 continue;
             }
-            if self.moved_up(node) && !matches!(fresh, OpenBody::Upper(_)) {
+            if self.moved_up(node) && !matches!(fresh, OpenBody::Upper(_) | OpenBody::Partial(_)) {
                 continue;
             }
             open.count += 1;
@@ -99,15 +103,18 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     fn moved_up(&self, node: &Node<L, U>) -> bool {
-        matches!(&*node.place.read(), Place::Upper(up) if up.body_below.is_none())
+        matches!(&*node.place.read(), Place::Upper(up) if up.body_below.is_none() || up.partial.is_some())
     }
 
     fn find_body(&self, node: &Arc<Node<L, U>>) -> Result<OpenBody<L, U>> {
-        let below = match &*node.place.read() {
-            Place::Lower { .. } => node.slot,
-            Place::Upper(up) => up.body_below,
+        let (below, partial) = match &*node.place.read() {
+            Place::Lower { .. } => (node.slot, None),
+            Place::Upper(up) => (up.body_below, up.partial),
             Place::Gone(_) => return Err(Errno::ESTALE.into()),
         };
+        if let (Some(slot), Some(limit)) = (below, partial) {
+            return self.open_partial(node, slot, limit);
+        }
         if let Some(slot) = below {
             return Ok(match self.lower.body(slot)? {
                 Body::Bytes(_) => OpenBody::Mapped(slot),
@@ -158,7 +165,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
         let slot = node.slot.ok_or(Error::Answer(Errno::ESTALE))?;
         let below = self.lower.stat(slot)?;
-        let depth = if access == Access::Truncate { Depth::Empty } else { Depth::Whole };
+        let depth = if access == Access::Truncate { Depth::Empty } else { Depth::Writable };
         self.copy_up_apart(&node, depth)?;
         let fresh = self.leave_node(&node, layer::Stat { ino: node.shown, ..below });
         let names: Vec<_> = match &*fresh.place.read() {
@@ -185,7 +192,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             },
             Err(_) => None,
         };
-        slot.is_some_and(|slot| self.lower.stat(slot).is_ok_and(|stat| stat.size > MUCH))
+        slot.is_some_and(|slot| self.lower.stat(slot).is_ok_and(|stat| stat.size > MUCH && (!self.options.lazy || stat.size < LAZY_MIN)))
     }
 
     /// Returns the open file of the upper, if the body is there; for front ends that pass descriptors on.
@@ -200,11 +207,31 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
     }
 
-    fn file(&self, id: Ino) -> Result<Arc<U::File>> {
+    /// Returns the upper's whole file behind an open inode; a partial copy is completed first.
+    fn whole_file(&self, id: Ino) -> Result<Arc<U::File>> {
         match self.body(id)? {
-            OpenBody::Upper(file) => Ok(file),
+            OpenBody::Upper(file) => {
+                let node = self.node(id)?;
+                let _path = self.path.read();
+                self.sync_copy(&node)?;
+                Ok(file)
+            }
+            OpenBody::Partial(partial) => {
+                self.complete(&self.node(id)?, &partial)?;
+                Ok(partial.upper.clone())
+            }
             _ => Err(Errno::EBADF.into()),
         }
+    }
+
+    /// Syncs what a program is about to write around the page cache, if it is an unsynced copy.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`, `EDQUOT` of the upper's filesystem.
+    pub fn settle_copy(&self, id: Ino) -> Result<()> {
+        let node = self.node(id)?;
+        let _path = self.path.read();
+        self.sync_copy(&node)
     }
 
     /// Reads from an open file and hands the bytes to `take`; small bodies straight from the map.
@@ -233,6 +260,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 let read = read_all(buf, offset, |buf, at| file.read_at(buf, at))?;
                 Ok(take(&buf[..read]))
             }
+            OpenBody::Partial(partial) => {
+                let read = partial.read_at(buf, offset)?;
+                Ok(take(&buf[..read]))
+            }
             OpenBody::Closed => Err(Errno::EBADF.into()),
         }
     }
@@ -242,8 +273,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EBADF` for a file that is not open for writing; `ENOSPC`, `EDQUOT`, `EFBIG` of the upper's filesystem.
     pub fn write(&self, id: Ino, offset: u64, data: &[u8], privilege: Privilege) -> Result<usize> {
-        let file = self.file(id)?;
-        let written = file.write_at(data, offset)?;
+        let written = match self.body(id)? {
+            OpenBody::Upper(file) => file.write_at(data, offset)?,
+            OpenBody::Partial(partial) => partial.write_at(data, offset)?,
+            _ => return Err(Errno::EBADF.into()),
+        };
         if privilege == Privilege::Drops {
             let node = self.node(id)?;
             let _path = self.path.read();
@@ -257,7 +291,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EBADF`; `EOPNOTSUPP`, `ENOSPC`... of the upper's filesystem.
     pub fn allocate(&self, id: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
-        self.file(id)?.allocate(mode, offset, len)
+        self.whole_file(id)?.allocate(mode, offset, len)
     }
 
     /// Finds the next data or hole of an open file.
@@ -292,7 +326,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EXDEV` where that cannot be done below, so that the caller copies by reading and writing; `EBADF`.
     pub fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
-        let target = self.file(to.0)?;
+        let target = self.whole_file(to.0)?;
         match self.body(from.0)? {
             OpenBody::Upper(file) => file.copy_range(from.1, &target, to.1, len),
             _ => Err(Errno::EXDEV.into()),

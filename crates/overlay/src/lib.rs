@@ -15,6 +15,7 @@ pub mod lower;
 mod make;
 mod names;
 mod node;
+mod partial;
 mod read;
 mod remove;
 mod rename;

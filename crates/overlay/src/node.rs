@@ -1,7 +1,7 @@
 //! Inodes of the union that are more than a row of the lower: changed, born in the upper, or open.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use layer::{FileType, Ino, NameBuf, Slot, Stat};
@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::lower::Lower;
 use crate::names::Names;
+use crate::partial::Partial;
 use crate::upper::Upper;
 
 /// The root directory's number in every union (the FUSE root nodeid).
@@ -40,6 +41,8 @@ pub(crate) struct Node<L: Lower, U: Upper> {
     /// What new entries inherit from a directory, once read.
     pub(crate) inherit: Mutex<Option<Arc<Inherit>>>,
     pub(crate) lookups: AtomicU64,
+    /// The body may be a copy that was never synced: it must be before it is cut or punched.
+    pub(crate) unsynced: AtomicBool,
     pub(crate) open: RwLock<Open<L, U>>,
 }
 
@@ -63,6 +66,8 @@ pub(crate) struct InUpper<L: Lower, U: Upper> {
     pub(crate) body_below: Option<Slot>,
     /// Names of a hard-linked origin that are in the lower alone.
     pub(crate) lower_names: u32,
+    /// Part of the body is in the upper; the lower counts up to here.
+    pub(crate) partial: Option<u64>,
 }
 
 /// What new entries of a directory inherit.
@@ -89,6 +94,8 @@ pub(crate) enum OpenBody<L: Lower, U: Upper> {
     Lower(Arc<L::File>),
     /// The upper's file.
     Upper(Arc<U::File>),
+    /// On both sides.
+    Partial(Arc<Partial<U::File, L::File>>),
 }
 
 impl<L: Lower, U: Upper> Clone for OpenBody<L, U> {
@@ -98,6 +105,7 @@ impl<L: Lower, U: Upper> Clone for OpenBody<L, U> {
             OpenBody::Mapped(slot) => OpenBody::Mapped(*slot),
             OpenBody::Lower(file) => OpenBody::Lower(file.clone()),
             OpenBody::Upper(file) => OpenBody::Upper(file.clone()),
+            OpenBody::Partial(partial) => OpenBody::Partial(partial.clone()),
         }
     }
 }
@@ -123,6 +131,7 @@ impl<L: Lower, U: Upper> Node<L, U> {
             dir: Mutex::new(None),
             inherit: Mutex::new(None),
             lookups: AtomicU64::new(0),
+            unsynced: AtomicBool::new(false),
             open: RwLock::new(Open { count: 0, body: OpenBody::Closed }),
         }
     }

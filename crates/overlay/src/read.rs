@@ -104,7 +104,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 stat.nlink = (stat.nlink + up.lower_names).saturating_sub(1);
             }
             if let Some(slot) = up.body_below {
-                stat.blocks = self.lower.stat(slot)?.blocks;
+                stat.blocks = stat.blocks.max(self.lower.stat(slot)?.blocks);
+            }
+            if up.partial.is_some() {
+                // One link is the upper's own note of it.
+                stat.nlink = stat.nlink.saturating_sub(1);
             }
         }
         Ok(Attr { id: node.id, stat: self.shown(stat, node.shown) })
@@ -134,6 +138,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     pub(crate) fn upper_file(&self, node: &Node<L, U>) -> Option<Arc<U::File>> {
         match &node.open.read().body {
             OpenBody::Upper(file) => Some(file.clone()),
+            OpenBody::Partial(partial) => Some(partial.upper.clone()),
             _ => None,
         }
     }

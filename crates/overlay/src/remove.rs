@@ -1,6 +1,7 @@
 //! Removing names: nothing is ever copied up to be deleted; the lower's names are hidden by whiteouts.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use layer::{FileType, Ino, Name, Stat};
 
@@ -139,10 +140,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             // A row of the lower: fstat of an open descriptor must tell that the name is gone.
             (None, _) => return self.gone_below(id, Stat { nlink: 0, ..stat }),
         };
+        let mut own_links = 0;
         let left = match &mut *node.place.write() {
             Place::Lower { .. } => None,
             Place::Upper(up) => {
                 up.names.retain(|(p, n)| !(Arc::ptr_eq(p, parent) && n.as_name() == name));
+                own_links = u32::from(up.partial.is_some());
                 Some((up.indexed, up.names.is_empty()))
             }
             Place::Gone(_) => return Ok(()),
@@ -157,7 +160,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             Some((false, false)) => Ok(()),
             // With other names that this mount has not met, the next lookup of one of them finds the inode again.
             Some((false, true)) | None => {
-                self.gone(&node, Stat { nlink: stat.nlink.saturating_sub(1), ..stat });
+                let nlink = stat.nlink.saturating_sub(1 + own_links);
+                if own_links > 0 && nlink == 0 {
+                    self.writable()?.drop_partial(node.backing.load(Ordering::Relaxed))?;
+                }
+                self.gone(&node, Stat { nlink, ..stat });
                 self.release_node(node);
                 Ok(())
             }
@@ -182,14 +189,17 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     fn drop_index_if_unused(&self, node: &Arc<Node<L, U>>) -> Result<()> {
         let upper = self.writable()?;
         let stat = upper.stat(Target::Index(node.shown))?;
-        let left = match &*node.place.read() {
-            Place::Upper(up) => up.lower_names,
+        let (left, own_links) = match &*node.place.read() {
+            Place::Upper(up) => (up.lower_names, 1 + u32::from(up.partial.is_some())),
             _ => return Ok(()),
         };
-        if stat.nlink > 1 || left > 0 {
+        if stat.nlink > own_links || left > 0 {
             return Ok(());
         }
         upper.remove_index(node.shown)?;
+        if own_links > 1 {
+            upper.drop_partial(stat.ino.0)?;
+        }
         self.indexed.write().remove(&node.shown);
         self.gone(node, Stat { nlink: 0, ..stat });
         Ok(())

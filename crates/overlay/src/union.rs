@@ -45,11 +45,13 @@ pub struct Options {
     pub open_dirs: usize,
     /// A body up to this many bytes is copied with its metadata; a larger one stays below until it is written.
     pub small: u64,
+    /// A large body that is written is copied piece by piece.
+    pub lazy: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { ids: Ids::default(), open_dirs: 1024, small: 64 << 10 }
+        Options { ids: Ids::default(), open_dirs: 1024, small: 64 << 10, lazy: true }
     }
 }
 
@@ -120,7 +122,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             let root = upper.root();
             let (stat, marks) = upper.find(Target::Dir(&root))?;
             let slot = if marks.opaque { None } else { Some(lower.root()) };
-            let place = Place::Upper(InUpper { names: Vec::new(), indexed: false, body_below: None, lower_names: 0 });
+            let place = Place::Upper(InUpper { names: Vec::new(), indexed: false, body_below: None, lower_names: 0, partial: None });
             let node = Node::new(ROOT, ROOT, FileType::Dir, slot, place, stat.ino.0);
             *node.dir.lock() = Some(root);
             nodes.insert(Arc::new(node));
@@ -416,6 +418,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             indexed: true,
             body_below: marks.metacopy.then_some(slot),
             lower_names: marks.lower_names,
+            partial: marks.partial,
         });
         Ok(match known {
             Some(_) => self.new_spare(|spare| Node::new(spare, id, stat.kind, Some(slot), place, stat.ino.0)),
@@ -534,6 +537,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             indexed,
             body_below: if marks.metacopy { slot } else { None },
             lower_names: marks.lower_names,
+            partial: marks.partial,
         }
     }
 

@@ -50,7 +50,9 @@ pub trait Upper: Send + Sync + 'static {
     /// Makes a new, empty regular file under `name` in one step, and opens it.
     fn create(&self, dir: &Self::Dir, name: Name<'_>, new: &New<'_>, over: Over) -> Result<(Stat, Self::File)>;
 
-    /// Prepares the copy of a lower inode (not a directory: those are [`Upper::make`]d), its body included if given, durable.
+    /// Prepares the copy of a lower inode (not a directory: those are [`Upper::make`]d), its body included if given.
+    ///
+    /// After a power cut the copy is whole, or it is found out and the lower body counts: it is synced, or it bears a mark.
     fn stage(&self, copy: &CopyUp<'_>) -> Result<Self::Staged>;
 
     /// Gives a staged copy its name; the upper has nothing of that name.
@@ -67,6 +69,27 @@ pub trait Upper: Send + Sync + 'static {
 
     /// Completes a metadata-only copy: writes the body into the file, makes it durable, then drops the mark.
     fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()>;
+
+    /// Syncs a copy that took its name unsynced, before its body is cut or punched.
+    fn sync_copy(&self, of: Target<'_, Self>) -> Result<()>;
+
+    /// Notes that a metadata-only copy begins to hold parts of the body; the lower counts up to `limit` bytes.
+    fn begin_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()>;
+
+    /// Lowers the limit of a partial copy.
+    fn limit_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()>;
+
+    /// Notes that a partial copy is whole: syncs it, then drops the marks.
+    fn finish_partial(&self, of: Target<'_, Self>) -> Result<()>;
+
+    /// Forgets a partial copy whose last name is gone.
+    fn drop_partial(&self, backing: u64) -> Result<()>;
+
+    /// Gives a metadata-only copy its body by sharing the lower's blocks, and drops the mark; `false` where that cannot be.
+    fn clone_body(&self, of: Target<'_, Self>, body: &dyn LowerFile) -> Result<bool>;
+
+    /// Returns the backing inode numbers of all partial copies.
+    fn partials(&self) -> Result<Vec<u64>>;
 
     /// Gives an inode another name.
     fn link(&self, of: Target<'_, Self>, dir: &Self::Dir, name: Name<'_>, over: Over) -> Result<()>;
@@ -145,6 +168,8 @@ pub enum Target<'a, U: Upper + ?Sized> {
     File(&'a U::File),
     /// A hard-linked origin in the index.
     Index(Ino),
+    /// A partial copy, by its backing inode number.
+    Partial(u64),
 }
 
 impl<U: Upper + ?Sized> Clone for Target<'_, U> {
@@ -179,6 +204,10 @@ pub struct Marks {
     pub origin: Option<Origin>,
     /// How many names a hard-linked origin still has in the lower alone.
     pub lower_names: u32,
+    /// The body may not be on disk yet: it is a copy that took its name unsynced.
+    pub unsynced: bool,
+    /// Part of the body is here, the rest is still in the lower up to this length in bytes; implies `metacopy`.
+    pub partial: Option<u64>,
 }
 
 /// The lower inode that an upper one was copied from: identity that survives a remount.

@@ -77,6 +77,13 @@ where
             return reply.error(self.take_other_node(ino, access));
         }
         let body = or_reply!(reply, self.overlay.open(ino, access, privilege(uid)));
+        if flags & (libc::O_DIRECT | libc::O_DSYNC) != 0
+            && access == Access::Write
+            && let Err(error) = self.overlay.settle_copy(ino)
+        {
+            self.overlay.release(ino);
+            return reply.error(answer(&error));
+        }
         let chosen = match self.wanted(ino, &body, access) {
             Ok(wanted) => self.pass.opened(ino, wanted, |fd| reply.open_backing(fd)),
             Err(error) => {
@@ -93,7 +100,7 @@ where
     fn cache_flags(&self, body: &BodyAt<L, U>) -> FopenFlags {
         // What was written past the daemon is not in the page cache of our inode: that must not be kept.
         match body {
-            BodyAt::Upper(_) if self.pass.enabled() => FopenFlags::empty(),
+            BodyAt::Upper(_) | BodyAt::Both if self.pass.enabled() => FopenFlags::empty(),
             _ => FopenFlags::FOPEN_KEEP_CACHE,
         }
     }
@@ -109,7 +116,7 @@ where
             return Ok(None);
         }
         Ok(match body {
-            BodyAt::Mapped => None,
+            BodyAt::Mapped | BodyAt::Both => None,
             BodyAt::Lower(file) => match file.fd() {
                 Some(fd) if self.overlay.getattr(ino)?.stat.size >= LARGE => Some((Side::Lower, fd)),
                 _ => None,
@@ -256,6 +263,12 @@ where
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.negotiate(config);
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        if let Err(error) = self.core.overlay.settle() {
+            log::error!("the upper is not settled, the next mount resumes: {error}");
+        }
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

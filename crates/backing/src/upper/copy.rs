@@ -10,33 +10,48 @@ use rustix::io::Errno as Raw;
 use super::{Durability, error};
 
 const CHUNK: usize = 1 << 20;
+/// A body up to this many bytes, without holes, takes its name unsynced: a file that a power cut left too short is told by
+/// its length, because these filesystems write data before the size that covers it.
+const UNSYNCED_MAX: u64 = 1 << 20;
 
-/// Fills the empty file `to` with a body of `size` bytes, and makes it durable.
-pub(super) fn body(source: Source<'_>, to: BorrowedFd<'_>, size: u64, durability: Durability) -> Result<()> {
+/// Whether a body is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Synced {
+    Yes,
+    /// It is not, and the file must bear a mark.
+    No,
+}
+
+/// Fills the empty file `to` with a body of `size` bytes.
+pub(super) fn body(source: Source<'_>, to: BorrowedFd<'_>, size: u64, durability: Durability) -> Result<Synced> {
     match source {
         Source::Empty => {
             rustix::fs::ftruncate(to, 0).map_err(|raw| error(|| "truncate a copy".into(), raw))?;
-            return Ok(());
+            return Ok(Synced::Yes);
         }
         Source::Bytes(bytes) => write_all(to, bytes, 0)?,
         Source::File(file) => match file.fd() {
-            Some(from) => copy_fd(file, from, to, size)?,
-            None => copy_by_reading(file, to, 0, size)?,
+            Some(from) if rustix::fs::ioctl_ficlone(to, from).is_ok() => return Ok(Synced::Yes),
+            Some(from) if size > UNSYNCED_MAX || has_holes(file, size)? => copy_fd(file, from, to, size)?,
+            _ => copy_by_reading(file, to, 0, size)?,
         },
     }
-    if durability == Durability::Synced && size > 0 {
-        rustix::fs::fdatasync(to).map_err(|raw| error(|| "sync a copy".into(), raw))?;
+    if durability == Durability::Volatile || size == 0 {
+        return Ok(Synced::Yes);
     }
-    Ok(())
+    let dense = !matches!(source, Source::File(file) if has_holes(file, size)?);
+    if size <= UNSYNCED_MAX && dense {
+        return Ok(Synced::No);
+    }
+    rustix::fs::fdatasync(to).map_err(|raw| error(|| "sync a copy".into(), raw))?;
+    Ok(Synced::Yes)
+}
+
+fn has_holes(file: &dyn LowerFile, size: u64) -> Result<bool> {
+    Ok(file.seek(0, Seek::Hole, size)? < size)
 }
 
 fn copy_fd(file: &dyn LowerFile, from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<()> {
-    match rustix::fs::ioctl_ficlone(to, from) {
-        Ok(()) => return Ok(()),
-        Err(Raw::NOSPC | Raw::DQUOT) => return Err(error(|| "clone a copy".into(), Raw::NOSPC)),
-        // Not there, or across filesystems: copy.
-        Err(_) => {}
-    }
     // The size first, so that holes need no write and a full disk is met early where the filesystem can tell.
     rustix::fs::ftruncate(to, size).map_err(|raw| error(|| "size a copy".into(), raw))?;
     let mut at = 0;

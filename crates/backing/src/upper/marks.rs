@@ -21,8 +21,11 @@ pub(super) const REDIRECT: &str = "overlay.redirect";
 pub(super) const METACOPY: &str = "overlay.metacopy";
 /// A whiteout in attribute form.
 pub(super) const WHITEOUT: &str = "overlay.whiteout";
-/// Ours: key and number of the lower inode it was copied from, and how many names that has in the lower alone.
+/// Ours: key and number of the lower inode it was copied from, how many names that has in the lower alone, and, for a copy
+/// that took its name unsynced, how long its body must be.
 const ORIGIN: &str = "plyfs.origin";
+/// Ours: the copy is partial, and the lower counts up to this many bytes.
+const PARTIAL: &str = "plyfs.partial";
 const OVERRIDE: &[u8] = crate::override_stat::NAME;
 
 /// The namespace that marks are kept in.
@@ -98,7 +101,11 @@ impl Space {
             } else if mark == METACOPY.as_bytes() {
                 marks.metacopy = stat.kind == FileType::File;
             } else if mark == ORIGIN.as_bytes() {
-                (marks.origin, marks.lower_names) = read_origin(&value()?);
+                let record = OriginRecord::read(&value()?);
+                (marks.origin, marks.lower_names) = (record.origin, record.lower_names);
+                marks.unsynced = record.length > 0;
+            } else if mark == PARTIAL.as_bytes() {
+                marks.partial = value()?.try_into().ok().map(u64::from_le_bytes);
             } else if self.overrides && name == OVERRIDE {
                 meant = apply(&value()?, stat);
             }
@@ -114,20 +121,23 @@ impl Space {
         Ok(get(of, OVERRIDE)?.map_or(stat, |record| apply(&record, stat)))
     }
 
-    pub(super) fn set_origin(&self, of: &Found<'_>, origin: Origin, lower_names: u32) -> Result<()> {
-        let mut value = Vec::with_capacity(20);
-        value.extend(origin.key.to_le_bytes());
-        value.extend(origin.ino.0.to_le_bytes());
-        value.extend(lower_names.to_le_bytes());
-        self.set(of, ORIGIN, &value)
-    }
-
-    pub(super) fn set_lower_names(&self, of: &Found<'_>, count: u32) -> Result<()> {
-        let (origin, _) = read_origin(&self.get(of, ORIGIN)?.unwrap_or_default());
-        match origin {
-            Some(origin) => self.set_origin(of, origin, count),
+    pub(super) fn set_origin(&self, of: &Found<'_>, record: &OriginRecord) -> Result<()> {
+        match record.origin {
+            Some(origin) => self.set(of, ORIGIN, &record.spell(origin)),
             None => Ok(()),
         }
+    }
+
+    pub(super) fn origin(&self, of: &Found<'_>) -> Result<OriginRecord> {
+        Ok(OriginRecord::read(&self.get(of, ORIGIN)?.unwrap_or_default()))
+    }
+
+    pub(super) fn set_partial(&self, of: &Found<'_>, limit: u64) -> Result<()> {
+        self.set(of, PARTIAL, &limit.to_le_bytes())
+    }
+
+    pub(super) fn end_partial(&self, of: &Found<'_>) -> Result<()> {
+        self.remove(of, PARTIAL)
     }
 
     /// Records owner, mode and kind.
@@ -152,11 +162,33 @@ fn apply(record: &[u8], stat: Stat) -> Stat {
     meant
 }
 
-fn read_origin(value: &[u8]) -> (Option<Origin>, u32) {
-    let number = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    let origin = number(0).zip(number(8)).map(|(key, ino)| Origin { key, ino: Ino(ino) });
-    let names = value.get(16..20).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
-    (origin, names)
+/// What [`ORIGIN`] says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OriginRecord {
+    pub(super) origin: Option<Origin>,
+    pub(super) lower_names: u32,
+    /// A file shorter than this lost its body in a power cut; 0 for a copy that was synced.
+    pub(super) length: u64,
+}
+
+impl OriginRecord {
+    fn read(value: &[u8]) -> Self {
+        let number = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+        OriginRecord {
+            origin: number(0).zip(number(8)).map(|(key, ino)| Origin { key, ino: Ino(ino) }),
+            lower_names: value.get(16..20).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes),
+            length: number(20).unwrap_or(0),
+        }
+    }
+
+    fn spell(&self, origin: Origin) -> Vec<u8> {
+        let mut value = Vec::with_capacity(28);
+        value.extend(origin.key.to_le_bytes());
+        value.extend(origin.ino.0.to_le_bytes());
+        value.extend(self.lower_names.to_le_bytes());
+        value.extend(self.length.to_le_bytes());
+        value
+    }
 }
 
 /// Spells the path of a descriptor, or of a name in that directory, for calls that take no descriptor.

@@ -42,6 +42,14 @@ pub struct UpperDir {
     next: AtomicU64,
     /// The filesystem knows `RENAME_WHITEOUT`.
     rename_whiteout: AtomicBool,
+    /// Partial copies, by backing inode number, as further links of theirs.
+    partial: OwnedFd,
+    /// `plyfs/` in the work directory.
+    own: OwnedFd,
+    /// An earlier mount left copies unsynced: a power cut since may have emptied them.
+    suspect: bool,
+    /// This mount left copies unsynced, and said so in the work directory.
+    noted: AtomicBool,
 }
 
 /// Whether copies are on disk before they take a name.
@@ -112,6 +120,8 @@ impl UpperDir {
         })?;
         let tmp = subdir(&own, "tmp").map_err(doing("make plyfs/tmp in workdir", work))?;
         let index = subdir(&own, "index").map_err(doing("make plyfs/index in workdir", work))?;
+        let partial = subdir(&own, "partial").map_err(doing("make plyfs/partial in workdir", work))?;
+        let suspect = rustix::fs::statat(&own, UNSYNCED, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         let identity = Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
         let space = marks::Space::probe(&tmp, settings.always_override);
         let this = UpperDir {
@@ -124,6 +134,10 @@ impl UpperDir {
             identity,
             next: AtomicU64::new(0),
             rename_whiteout: AtomicBool::new(true),
+            partial,
+            own,
+            suspect,
+            noted: AtomicBool::new(suspect),
         };
         stage::empty_dir(&this.tmp)?;
         Ok(this)
@@ -139,6 +153,54 @@ impl UpperDir {
         &self.root
     }
 
+    /// Says in the work directory that there are unsynced copies, once, before the first of them takes its name.
+    fn note_unsynced(&self) -> Result<()> {
+        if self.noted.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let noted = rustix::fs::openat(&self.own, UNSYNCED, flags, Mode::RUSR | Mode::WUSR)
+            .and_then(|fd| rustix::fs::fsync(&fd));
+        noted.map_err(|raw| error(|| "note unsynced copies in the work directory".into(), raw))
+    }
+
+    /// Looks at a copy that took its name unsynced. One whose body a power cut took becomes a metadata-only copy again: the
+    /// lower's content counts, as before the change that was lost.
+    fn recover(&self, of: &Found<'_>, stat: &mut Stat, marks: &mut Marks) -> Result<()> {
+        let record = self.space.origin(of)?;
+        if marks.metacopy || !self.lost_body(of, stat, record.length)? {
+            return Ok(());
+        }
+        log::warn!("{}: its body was lost with the power; the lower's content counts again", of.doing("look at"));
+        self.space.set(of, marks::METACOPY, b"")?;
+        let file = self.open_found(of)?;
+        overlay::UpperFile::truncate(&file, 0)?;
+        overlay::UpperFile::truncate(&file, record.length)?;
+        self.space.set_origin(of, &marks::OriginRecord { length: 0, ..record })?;
+        *stat = self.raw_stat(of)?;
+        (marks.metacopy, marks.unsynced) = (true, false);
+        Ok(())
+    }
+
+    fn lost_body(&self, of: &Found<'_>, stat: &Stat, length: u64) -> Result<bool> {
+        if stat.size < length {
+            return Ok(true);
+        }
+        // A later part may have been written first: what should be data must not be a hole.
+        let file = self.open_found(of)?;
+        let hole = overlay::UpperFile::seek(&file, 0, overlay::upper::Seek::Hole)?;
+        Ok(hole < length)
+    }
+
+    fn open_found(&self, of: &Found<'_>) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let opened = match of {
+            Found::At(dir, name) => rustix::fs::openat(dir, name.as_bytes(), flags, Mode::empty()),
+            Found::Open(fd) => rustix::io::fcntl_dupfd_cloexec(fd, 3),
+        };
+        opened.map(File::new).map_err(|raw| error(|| of.doing("open"), raw))
+    }
+
     /// Resolves a target to a directory and a name in it, or to an open descriptor.
     fn resolve<'a>(&'a self, of: Target<'a, Self>) -> Found<'a> {
         match of {
@@ -146,6 +208,17 @@ impl UpperDir {
             Target::Dir(dir) => Found::Open(dir.as_fd()),
             Target::File(file) => Found::Open(file.as_fd()),
             Target::Index(origin) => Found::At(self.index.as_fd(), index_name(origin)),
+            Target::Partial(backing) => Found::At(self.partial.as_fd(), index_name(Ino(backing))),
+        }
+    }
+
+    fn link_raw(&self, of: Target<'_, Self>, to: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
+        match self.resolve(of) {
+            Found::At(from, old) => rustix::fs::linkat(from, old.as_bytes(), to, name, AtFlags::empty()),
+            Found::Open(fd) => {
+                let path = marks::fd_path(fd, None);
+                rustix::fs::linkat(rustix::fs::CWD, path.as_c_str(), to, name, AtFlags::SYMLINK_FOLLOW)
+            }
         }
     }
 
@@ -208,6 +281,20 @@ impl Found<'_> {
 
 fn index_name(origin: Ino) -> NameBuf {
     NameBuf::new(format!("{:016x}", origin.0)).unwrap_or_else(|_| unreachable!("hex digits are a name"))
+}
+
+/// In `plyfs/`: some copies took their names unsynced.
+const UNSYNCED: &str = "unsynced";
+
+/// Reads the numbers that a folder of ours has as names.
+fn numbers(dir: &OwnedFd) -> Result<Vec<u64>> {
+    let failed = |raw| error(|| "list the work directory".into(), raw);
+    let mut found = Vec::new();
+    for entry in Dir::read_from(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        found.extend(entry.file_name().to_str().ok().and_then(|hex| u64::from_str_radix(hex, 16).ok()));
+    }
+    Ok(found)
 }
 
 fn subdir(dir: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
@@ -289,7 +376,10 @@ impl Upper for UpperDir {
     fn find(&self, of: Target<'_, Self>) -> Result<(Stat, Marks)> {
         let of = self.resolve(of);
         let stat = self.raw_stat(&of)?;
-        let (marks, stat) = self.space.read(&of, stat)?;
+        let (mut marks, mut stat) = self.space.read(&of, stat)?;
+        if self.suspect && marks.unsynced {
+            self.recover(&of, &mut stat, &mut marks)?;
+        }
         Ok((stat, marks))
     }
 
@@ -387,21 +477,16 @@ impl Upper for UpperDir {
     }
 
     fn indexed(&self) -> Result<Vec<Ino>> {
-        let failed = |raw| error(|| "list the index of the upper".into(), raw);
-        let mut found = Vec::new();
-        for entry in Dir::read_from(&self.index).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if let Some(number) = entry.file_name().to_str().ok().and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
-                found.push(Ino(number));
-            }
-        }
-        Ok(found)
+        Ok(numbers(&self.index)?.into_iter().map(Ino).collect())
     }
 
     fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()> {
         let before = self.stat(of)?;
         let file = self.open(of)?;
-        copy::body(body, file.as_fd(), size, self.durability)?;
+        if copy::body(body, file.as_fd(), size, self.durability)? == copy::Synced::No {
+            // The mark that is dropped below says that the body is there: it must be.
+            overlay::UpperFile::sync(&file, true)?;
+        }
         let of = self.resolve(of);
         let times = SetAttr {
             atime: Some(overlay::upper::SetTime::At(before.atime)),
@@ -413,14 +498,81 @@ impl Upper for UpperDir {
         self.space.remove(&of, marks::REDIRECT)
     }
 
-    fn link(&self, of: Target<'_, Self>, dir: &DirFd, name: Name<'_>, over: Over) -> Result<()> {
-        let link = |to: std::os::fd::BorrowedFd<'_>, to_name: &[u8]| match self.resolve(of) {
-            Found::At(from, old) => rustix::fs::linkat(from, old.as_bytes(), to, to_name, AtFlags::empty()),
-            Found::Open(fd) => {
-                let path = marks::fd_path(fd, None);
-                rustix::fs::linkat(rustix::fs::CWD, path.as_c_str(), to, to_name, AtFlags::SYMLINK_FOLLOW)
-            }
+    fn sync_copy(&self, of: Target<'_, Self>) -> Result<()> {
+        let of = self.resolve(of);
+        let record = self.space.origin(&of)?;
+        if record.length == 0 {
+            return Ok(());
+        }
+        overlay::UpperFile::sync(&self.open_found(&of)?, true)?;
+        self.space.set_origin(&of, &marks::OriginRecord { length: 0, ..record })
+    }
+
+    fn begin_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()> {
+        let stat = self.stat(of)?;
+        self.space.set_partial(&self.resolve(of), limit)?;
+        let name = index_name(stat.ino);
+        match self.link_raw(of, self.partial.as_fd(), name.as_bytes()) {
+            Ok(()) | Err(Raw::EXIST) => Ok(()),
+            Err(raw) => Err(error(|| shown(name.as_name(), "note the partial copy"), raw)),
+        }
+    }
+
+    fn limit_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()> {
+        self.space.set_partial(&self.resolve(of), limit)
+    }
+
+    fn finish_partial(&self, of: Target<'_, Self>) -> Result<()> {
+        let found = self.resolve(of);
+        let stat = self.raw_stat(&found)?;
+        if self.durability == Durability::Synced {
+            overlay::UpperFile::sync(&self.open_found(&found)?, true)?;
+        }
+        self.space.remove(&found, marks::METACOPY)?;
+        self.space.remove(&found, marks::REDIRECT)?;
+        self.space.end_partial(&found)?;
+        let name = index_name(stat.ino);
+        match rustix::fs::unlinkat(&self.partial, name.as_bytes(), AtFlags::empty()) {
+            Ok(()) | Err(Raw::NOENT) => Ok(()),
+            Err(raw) => Err(error(|| shown(name.as_name(), "end the partial copy"), raw)),
+        }
+    }
+
+    fn drop_partial(&self, backing: u64) -> Result<()> {
+        let name = index_name(Ino(backing));
+        match rustix::fs::unlinkat(&self.partial, name.as_bytes(), AtFlags::empty()) {
+            Ok(()) | Err(Raw::NOENT) => Ok(()),
+            Err(raw) => Err(error(|| shown(name.as_name(), "drop the partial copy"), raw)),
+        }
+    }
+
+    fn clone_body(&self, of: Target<'_, Self>, body: &dyn overlay::LowerFile) -> Result<bool> {
+        let Some(from) = body.fd() else { return Ok(false) };
+        let before = self.stat(of)?;
+        let file = self.open(of)?;
+        match rustix::fs::ioctl_ficlone(&file, from) {
+            Ok(()) => {}
+            Err(raw @ (Raw::NOSPC | Raw::DQUOT | Raw::IO)) => return Err(error(|| "share a body's blocks".into(), raw)),
+            Err(_) => return Ok(false),
+        }
+        let of = self.resolve(of);
+        let times = SetAttr {
+            atime: Some(overlay::upper::SetTime::At(before.atime)),
+            mtime: Some(overlay::upper::SetTime::At(before.mtime)),
+            ..SetAttr::default()
         };
+        self.apply_attr(&of, before.kind, &times)?;
+        self.space.remove(&of, marks::METACOPY)?;
+        self.space.remove(&of, marks::REDIRECT)?;
+        Ok(true)
+    }
+
+    fn partials(&self) -> Result<Vec<u64>> {
+        numbers(&self.partial)
+    }
+
+    fn link(&self, of: Target<'_, Self>, dir: &DirFd, name: Name<'_>, over: Over) -> Result<()> {
+        let link = |to, to_name: &[u8]| self.link_raw(of, to, to_name);
         let failed = |raw| error(|| shown(name, "link"), raw);
         if over == Over::Nothing {
             return link(dir.as_fd(), name.as_bytes()).map_err(failed);
@@ -542,7 +694,9 @@ impl Upper for UpperDir {
     }
 
     fn set_lower_names(&self, of: Target<'_, Self>, count: u32) -> Result<()> {
-        self.space.set_lower_names(&self.resolve(of), count)
+        let of = self.resolve(of);
+        let record = self.space.origin(&of)?;
+        self.space.set_origin(&of, &marks::OriginRecord { lower_names: count, ..record })
     }
 
     fn sync_dir(&self, dir: &DirFd) -> Result<()> {

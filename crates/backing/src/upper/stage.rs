@@ -119,7 +119,7 @@ impl UpperDir {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(dir, name.as_bytes(), flags, Mode::RUSR | Mode::WUSR)
             .map_err(|raw| error(|| at.doing("make a stand-in for"), raw))?;
-        copy::body(Source::Bytes(content), fd.as_fd(), content.len() as u64, Durability::Volatile)?;
+        copy::body(Source::Bytes(content), fd.as_fd(), content.len() as u64, Durability::Volatile).map(drop)?;
         let record = Override {
             uid: owner.uid.unwrap_or(self.identity.uid),
             gid: owner.gid.unwrap_or(self.identity.gid),
@@ -146,13 +146,16 @@ impl UpperDir {
         }
         let name = staged.name();
         let at = Found::At(self.tmp.as_fd(), name.clone());
-        if stat.kind == FileType::File {
-            self.stage_body(&name, copy)?;
-        }
+        let synced = match stat.kind {
+            FileType::File => self.stage_body(&name, copy)?,
+            _ => copy::Synced::Yes,
+        };
         for (xattr, value) in copy.xattrs {
             self.put_xattr(&at, stat.kind, xattr, value)?;
         }
-        self.space.set_origin(&at, copy.origin, copy.lower_names)?;
+        let length = if synced == copy::Synced::Yes { 0 } else { stat.size };
+        let record = marks::OriginRecord { origin: Some(copy.origin), lower_names: copy.lower_names, length };
+        self.space.set_origin(&at, &record)?;
         // Writing took set-user-ID bits and may have touched the times: both last.
         let attr = SetAttr {
             perm: (stat.perm & 0o6000 != 0 && stat.kind == FileType::File).then_some(stat.perm),
@@ -164,7 +167,7 @@ impl UpperDir {
         Ok(staged)
     }
 
-    fn stage_body(&self, name: &NameBuf, copy: &CopyUp<'_>) -> Result<()> {
+    fn stage_body(&self, name: &NameBuf, copy: &CopyUp<'_>) -> Result<copy::Synced> {
         let at = Found::At(self.tmp.as_fd(), name.clone());
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.tmp, name.as_bytes(), flags, Mode::empty())
@@ -175,9 +178,13 @@ impl UpperDir {
             if let Some(path) = copy.redirect {
                 self.space.set(&at, marks::REDIRECT, path)?;
             }
-            return Ok(());
+            return Ok(copy::Synced::Yes);
         };
-        copy::body(body, fd.as_fd(), copy.stat.size, self.durability)
+        let synced = copy::body(body, fd.as_fd(), copy.stat.size, self.durability)?;
+        if synced == copy::Synced::No {
+            self.note_unsynced()?;
+        }
+        Ok(synced)
     }
 
     /// A link whose owner the namespace cannot hold becomes a file with the target and a record.
