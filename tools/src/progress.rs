@@ -1,10 +1,11 @@
 //! How a load is seen: a bar for each layer on a terminal, a line for each elsewhere.
 
 use std::collections::HashMap;
-use std::io::{IsTerminal, Write};
+use std::fmt::Write;
+use std::io::{IsTerminal, Write as _};
 use std::sync::{Mutex, PoisonError};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use layer::DiffId;
 use store::{LayerEvent, LayerPlan, Progress, Reference, Silent};
 
@@ -40,7 +41,7 @@ impl Progress for Lines {
             LayerEvent::Started { .. } | LayerEvent::Read { .. } => return,
         };
         // Progress that nobody can read is no reason to stop.
-        writeln!(std::io::stderr(), "{}: {text}", short(layer)).ok();
+        std::io::stderr().write_all(format!("{}: {text}\n", short(layer)).as_bytes()).ok();
     }
 }
 
@@ -98,7 +99,12 @@ fn waiting() -> ProgressStyle {
 }
 
 fn running() -> ProgressStyle {
-    style("{prefix}  [{bar:40}] {decimal_bytes:>10} of {decimal_total_bytes}").progress_chars("=> ")
+    // What cannot be drawn is not seen; there is nobody to tell.
+    let write = |bytes: u64, to: &mut dyn Write| to.write_str(&units::size(bytes)).unwrap_or_default();
+    style("{prefix}  [{bar:40}] {done:>6} of {all}")
+        .with_key("done", move |state: &ProgressState, to: &mut dyn Write| write(state.pos(), to))
+        .with_key("all", move |state: &ProgressState, to: &mut dyn Write| write(state.len().unwrap_or_default(), to))
+        .progress_chars("=> ")
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -320,6 +320,7 @@ fn quickstart_keeps_what_it_made_when_asked() {
     stage.ok(["rm", "red", "blue"]);
     stage.ok(["rmi", "plyfs/sample:latest"]);
     assert!(mounts_below(&dir).is_empty());
+    assert!(out.contains(&format!("rm -r {}", dir.display())), "{out}");
     fs::remove_dir_all(dir).unwrap();
 }
 
@@ -510,4 +511,31 @@ fn a_namespace_has_the_range_of_its_user() {
     // What was written as another user can be removed by its owner again.
     let ran = user.run(&["unshare", "--map", "range", text(&plyfs), "rm", "red"]);
     assert_eq!(ran.code, 0, "{ran:?}");
+}
+
+#[test]
+fn an_ordinary_user_mounts_in_the_open_through_fusermount3() {
+    let name = "an_ordinary_user_mounts_in_the_open_through_fusermount3";
+    let Some(user) = Ordinary::find(name) else { return };
+    if !user.run(&["info", "--format", "{{.Fusermount}}"]).out.starts_with('/') {
+        return skip(name, "fusermount3 is missing; install the package fuse3");
+    }
+    let home = user.dir.path().join("home");
+    let (sample, mnt) = (home.join("sample.tar"), home.join("mnt"));
+    let made = user.run(&["unshare", "--map", "single", "mkdir", text(&mnt)]);
+    assert_eq!(made.code, 0, "{made:?}");
+    for args in [
+        &["sample", "-o", text(&sample)][..],
+        &["load", "-i", text(&sample)],
+        &["create", "--name", "red", "plyfs/sample"],
+        &["mount", "red", text(&mnt)],
+    ] {
+        let ran = user.run(args);
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+    assert_eq!(mounts_below(&home).first(), Some(&mnt));
+    assert_eq!(user.run(&["ps", "--format", "{{.Names}} {{.Status}}"]).out, "red Mounted\n");
+    let ran = user.run(&["umount", text(&mnt)]);
+    assert_eq!((ran.code, mounts_below(&home).len()), (0, 0), "{ran:?}");
+    assert_eq!(user.run(&["rm", "red"]).code, 0);
 }

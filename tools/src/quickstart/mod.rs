@@ -2,6 +2,7 @@
 //!
 //! It looks at what it says: a container that sees what another one wrote ends it with an error.
 
+mod next;
 mod scene;
 mod view;
 
@@ -146,13 +147,19 @@ impl<W: Write> Quickstart<'_, W> {
         };
         let took = began.elapsed();
         let mut table = Table::new(["LAYER", "SIZE", "MADE BY"]);
-        for step in store.history(&image)?.iter().rev() {
-            let Some(layer) = step.layer else { continue };
-            table.row([layer.0.hex()[..12].to_string(), units::size(step.size), ellipsis(&step.created_by, 64)]);
+        let history = store.history(&image)?;
+        for layer in &image.diff_ids {
+            let step = history.iter().find(|step| step.layer == Some(*layer));
+            let (size, maker) = step.map(|step| (units::size(step.size), step.created_by.as_str())).unwrap_or_default();
+            table.row([&layer.0.hex()[..12], &size, &ellipsis(maker, 64)]);
         }
         self.table(&table)?;
-        let entries = format!("{}, {} layers, {}", image.label(), image.diff_ids.len(), units::size(image.size));
-        writeln!(self.out, "{INDENT}{entries}: in the store after {}", milliseconds(took))?;
+        let when = match given {
+            Given::Loaded(_) => "it was in the store".to_string(),
+            Given::Sample | Given::Source(_) => format!("in the store after {}", milliseconds(took)),
+        };
+        let (layers, size) = (image.diff_ids.len(), units::size(image.size));
+        writeln!(self.out, "{INDENT}{}, {layers} layers, {size}: {when}", image.label())?;
         Ok(image)
     }
 
@@ -260,46 +267,12 @@ impl<W: Write> Quickstart<'_, W> {
         Ok(())
     }
 
-    fn say_what_next(&mut self, image: &Image, [red, blue]: [&Container; 2]) -> Result<()> {
+    fn say_what_next(&mut self, image: &Image, containers: [&Container; 2]) -> Result<()> {
         writeln!(self.out, "\n{HEADING}What to type next{HEADING:#}")?;
-        let plyfs = scene::command_name();
-        let mut lines: Vec<(String, &str)> = Vec::new();
-        if self.keep {
-            let (one, other) = (&red.name, &blue.name);
-            match self.place {
-                Place::Outside => {
-                    lines.push((format!("ls {}", self.scene.dir_of(red).display()), "look around in a container"));
-                    lines.push((format!("{plyfs} diff {one}"), "what it changed"));
-                    lines.push((
-                        format!("{plyfs} umount {one} {other} {}", self.scene.image_dir().display()),
-                        "unmount",
-                    ));
-                }
-                Place::Namespace => {
-                    lines.push((format!("{plyfs} unshare"), "a shell where you may mount; then in it:"));
-                    lines.push((
-                        format!("{plyfs} mount {one} {}", self.scene.dir_of(red).display()),
-                        "mount a container",
-                    ));
-                    lines.push((format!("{plyfs} diff {one}"), "what it changed"));
-                }
-            }
-            lines.push((format!("{plyfs} rm {one} {other}"), "remove the containers"));
-            lines.push((format!("{plyfs} rmi {}", image.label()), "remove the image"));
-        } else {
-            lines.push((format!("{plyfs} quickstart --keep"), "the same, and leave it there to look around"));
-            lines.push((
-                format!("{plyfs} load oci:DIR:NAME"),
-                "load an image (skopeo copy docker://redis oci:DIR:redis)",
-            ));
-            lines.push((format!("docker save redis | {plyfs} load"), "or from docker or podman"));
-            lines.push((format!("{plyfs} images"), "list images"));
-            if self.place == Place::Namespace {
-                lines.push((format!("{plyfs} unshare"), "a shell where you may mount; then in it:"));
-            }
-            lines.push((format!("{plyfs} create redis --name one"), "make a container"));
-            lines.push((format!("{plyfs} mount one DIR"), "mount it"));
-        }
+        let lines = match self.keep {
+            true => next::after_keeping(self.scene, self.place, image, containers),
+            false => next::after_clearing(self.place),
+        };
         let width = lines.iter().map(|(command, _)| command.chars().count()).max().unwrap_or_default();
         for (command, why) in lines {
             writeln!(self.out, "{INDENT}{COMMAND}{command:width$}{COMMAND:#}   {why}")?;

@@ -166,17 +166,3 @@ fn make(dir: &Path) -> Result<()> {
 fn remove(dir: &Path) -> Result<()> {
     fs::remove_dir_all(dir).with_context(|| format!("{}: not removed", dir.display()))
 }
-
-/// Returns how to call this program from where the user is: `plyfs` if the shell finds it, else a path.
-pub(super) fn command_name() -> String {
-    let Ok(program) = std::env::current_exe() else { return "plyfs".to_string() };
-    let is_found =
-        crate::namespace::on_path("plyfs").and_then(|path| path.canonicalize().ok()) == Some(program.clone());
-    let relative = std::env::current_dir().ok().and_then(|dir| program.strip_prefix(dir).ok().map(Path::to_path_buf));
-    match (is_found, relative) {
-        (true, _) => "plyfs".to_string(),
-        (false, Some(path)) if path.components().count() == 1 => format!("./{}", path.display()),
-        (false, Some(path)) => path.display().to_string(),
-        (false, None) => program.display().to_string(),
-    }
-}
