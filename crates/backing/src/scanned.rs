@@ -33,7 +33,7 @@ use listing::{Dir, Listing, Source};
 use marks::Marks;
 use merge::{Layer, Merge, Opaque, Shown};
 use search::Search;
-use slots::{Adder, Backing, Content, Full, Node, Place, Slots, xattrs};
+use slots::{Adder, Backing, Content, Full, Node, Place, Slots, What, xattrs};
 
 /// Which files are whiteouts and opaque markers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Scanned {
         }
         let place = Place { parent: Slot(0), position: 0, layer: 0 };
         let dir = Dir::new((0..self.layers.len()).collect(), None);
-        let node = Node::new(slots::ROOT, &found.stat, place, Some(Box::new(dir)));
+        let node = Node::new(slots::ROOT, &found.stat, place, What::Dir(Box::new(dir)));
         let added = self.slots.add(|adder| adder.root(node));
         added.map(|_| ()).map_err(|Full| failed(std::io::ErrorKind::OutOfMemory.into()))
     }
@@ -169,7 +169,6 @@ impl Scanned {
                 dir: fd.as_fd(),
                 number: source.layer,
                 last: source.layer + 1 == self.layers.len(),
-                has_whiteouts: marks.has_whiteouts,
                 options: self.options,
             };
             marks.opaque |= merge.add(&layer).map_err(failed)? == Opaque::Yes;
@@ -189,16 +188,16 @@ impl Scanned {
         let backing = Backing { dev: shown.attributes.dev, ino: shown.attributes.stat.ino.0 };
         let mut stat = shown.attributes.stat;
         let marks = shown.marks.as_deref();
-        if stat.kind != FileType::Dir {
-            let content = if marks.is_some_and(|marks| marks.metacopy) { Content::Below } else { Content::Here };
-            return adder.file(backing, &stat, place, content);
-        }
-        let merged = shown.layers.len() > 1 || marks.is_some_and(|marks| marks.redirect.is_some());
-        if merged && !marks.is_some_and(|marks| marks.opaque) {
-            stat.nlink = MERGED_NLINK;
-        }
-        let dir = Dir::new(shown.layers.clone(), shown.marks.clone());
-        adder.dir(backing, &stat, (place, name), Box::new(dir))
+        let what = if stat.kind == FileType::Dir {
+            let merged = shown.layers.len() > 1 || marks.is_some_and(|marks| marks.redirect.is_some());
+            if merged && !marks.is_some_and(|marks| marks.opaque) {
+                stat.nlink = MERGED_NLINK;
+            }
+            What::Dir(Box::new(Dir::new(shown.layers.clone(), shown.marks.clone())))
+        } else {
+            What::File(if marks.is_some_and(|marks| marks.metacopy) { Content::Below } else { Content::Here })
+        };
+        adder.add(backing, &stat, (place, name), what)
     }
 
     /// Returns the directory that holds `slot`'s first name; `None` for the root.

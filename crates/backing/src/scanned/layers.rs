@@ -107,7 +107,7 @@ impl Layers {
     pub(super) fn shown(&self, layer: u16, path: &TreePath) -> String {
         let given =
             self.list.get(usize::from(layer)).map(|layer| layer.given.display().to_string()).unwrap_or_default();
-        format!("{given}/{path}")
+        if path.is_root() { given } else { format!("{given}/{path}") }
     }
 }
 

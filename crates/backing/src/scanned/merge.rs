@@ -22,8 +22,6 @@ pub(super) struct Layer<'a> {
     pub(super) number: u16,
     /// No layer is below: what directories say about those does not matter.
     pub(super) last: bool,
-    /// Empty regular files may be whiteouts ([`Marks::has_whiteouts`]).
-    pub(super) has_whiteouts: bool,
     pub(super) options: Options,
 }
 
@@ -245,7 +243,7 @@ fn examine(layer: &Layer<'_>, name: &[u8]) -> Result<Entry> {
         false => None,
     };
     match &marks {
-        Some(marks) if marks.whiteout && layer.has_whiteouts && is_empty_file(&attributes) => Ok(Entry::Whiteout),
+        Some(marks) if marks.whiteout && is_empty_file(&attributes) => Ok(Entry::Whiteout),
         _ => Ok(Entry::There(attributes, marks.map(Box::new))),
     }
 }
@@ -255,9 +253,8 @@ fn wanted(layer: &Layer<'_>, found: &Attributes) -> bool {
     let stat = &found.stat;
     match stat.kind {
         FileType::Dir => !layer.last,
-        // A metadata-only copy has its size, and no content but holes.
-        FileType::File if stat.size > 0 => stat.blocks.saturating_mul(512) < stat.size,
-        FileType::File => layer.has_whiteouts,
+        // A whiteout by attribute is empty; a metadata-only copy has its size, and no content but holes.
+        FileType::File => stat.size == 0 || stat.blocks.saturating_mul(512) < stat.size,
         _ => false,
     }
 }

@@ -104,7 +104,7 @@ impl<'a> Search<'a> {
     /// # Errors
     /// A fault for a redirect that names no place.
     pub(super) fn heed(&mut self, layer: u16, marks: &Marks, shown: impl FnOnce() -> String) -> Result<()> {
-        if marks.opaque {
+        if marks.opaque || layer + 1 == self.scanned.layers.len() {
             self.next = Next::Nowhere;
             return Ok(());
         }
@@ -161,6 +161,9 @@ impl<'a> Search<'a> {
                     return Ok(None);
                 }
                 There::Whiteout | There::Something(_) => return Ok(None),
+            }
+            if layer + 1 == self.scanned.layers.len() {
+                continue;
             }
             let marks = self.marks_on_the_way(layer, &at)?;
             match marks.redirect.filter(|_| !marks.opaque) {
@@ -222,7 +225,7 @@ impl<'a> Search<'a> {
 }
 
 fn is_marked_whiteout(dir: BorrowedFd<'_>, name: Name<'_>) -> rustix::io::Result<bool> {
-    Ok(marks_of(dir)?.has_whiteouts && marks_at(dir, name.as_bytes())?.whiteout)
+    Ok(marks_at(dir, name.as_bytes())?.whiteout)
 }
 
 fn exists(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<bool> {

@@ -46,6 +46,13 @@ pub(super) struct Node {
     pub(super) dir: Option<Box<Dir>>,
 }
 
+/// What belongs to a node of one kind alone.
+pub(super) enum What {
+    Dir(Box<Dir>),
+    /// Anything but a directory.
+    File(Content),
+}
+
 /// Where a regular file's content is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
@@ -63,7 +70,11 @@ pub(super) mod xattrs {
 }
 
 impl Node {
-    pub(super) fn new(number: Ino, stat: &Stat, place: Place, dir: Option<Box<Dir>>) -> Self {
+    pub(super) fn new(number: Ino, stat: &Stat, place: Place, what: What) -> Self {
+        let (content, dir) = match what {
+            What::Dir(dir) => (Content::Here, Some(dir)),
+            What::File(content) => (content, None),
+        };
         let device = matches!(stat.kind, FileType::Char | FileType::Block);
         Node {
             number,
@@ -78,7 +89,7 @@ impl Node {
             perm: stat.perm,
             kind: stat.kind,
             xattrs: AtomicU8::new(xattrs::UNKNOWN),
-            content: Content::Here,
+            content,
             place,
             dir,
         }
@@ -190,40 +201,38 @@ impl Adder<'_> {
         self.push(node)
     }
 
-    /// Returns the slot of a file, which it shares with its other names.
-    pub(super) fn file(&mut self, backing: Backing, stat: &Stat, place: Place, content: Content) -> Result<Slot, Full> {
-        let number = self.slots.number(backing);
-        let known = number.and_then(|number| self.slots.by_number(number));
-        // Another kind under the same number: the inode was freed and used again. It is another file then.
-        let same = |slot: &Slot| self.slots.get(*slot).is_some_and(|node| node.kind == stat.kind);
-        let made_up = self.adding.made_up.get(&backing).copied();
-        if let Some(slot) = known.filter(same).or(made_up.filter(same)) {
-            return Ok(slot);
-        }
-        let free = number.filter(|_| known.is_none());
-        let number = free.unwrap_or_else(|| self.make_up(backing, None));
-        let slot = self.push(Node { content, ..Node::new(number, stat, place, None) })?;
-        if free.is_none() {
-            self.adding.made_up.insert(backing, slot);
-        }
-        Ok(slot)
-    }
-
-    /// Makes a directory's slot. A directory on the disk can be seen at several places (layers that overlap, redirects):
-    /// each is a directory of its own here.
-    pub(super) fn dir(
+    /// Returns the slot of what a directory has under `name`: hard links share one.
+    ///
+    /// What has one link alone can be seen at several places all the same (layers that overlap, redirects). It is several
+    /// files then, as in the kernel's overlayfs; so is a directory.
+    pub(super) fn add(
         &mut self,
         backing: Backing,
         stat: &Stat,
-        at: (Place, Name<'_>),
-        dir: Box<Dir>,
+        (place, name): (Place, Name<'_>),
+        what: What,
     ) -> Result<Slot, Full> {
-        let free = self.slots.number(backing).filter(|number| self.slots.by_number(*number).is_none());
+        let linked = stat.nlink > 1 && stat.kind != FileType::Dir;
+        let number = self.slots.number(backing);
+        let known = number.and_then(|number| self.slots.by_number(number));
+        if linked {
+            // Another kind under the same number: the inode was freed and used again. It is another file then.
+            let same = |slot: &Slot| self.slots.get(*slot).is_some_and(|node| node.kind == stat.kind);
+            let made_up = self.adding.made_up.get(&backing).copied();
+            if let Some(slot) = known.filter(same).or(made_up.filter(same)) {
+                return Ok(slot);
+            }
+        }
+        let free = number.filter(|_| known.is_none());
         let number = free.unwrap_or_else(|| {
-            let parent = self.slots.get(at.0.parent).map_or(ROOT, Node::number);
-            self.make_up(backing, Some((parent, at.1)))
+            let parent = self.slots.get(place.parent).map_or(ROOT, Node::number);
+            self.make_up(backing, (!linked).then_some((parent, name)))
         });
-        self.push(Node::new(number, stat, at.0, Some(dir)))
+        let slot = self.push(Node::new(number, stat, place, what))?;
+        if linked && free.is_none() {
+            self.adding.made_up.insert(backing, slot);
+        }
+        Ok(slot)
     }
 
     fn push(&mut self, node: Node) -> Result<Slot, Full> {
@@ -401,13 +410,21 @@ mod tests {
         Place { parent: Slot(0), position, layer: 0 }
     }
 
-    fn dir() -> Box<Dir> {
-        Box::new(Dir::new(vec![0], None))
+    fn dir() -> What {
+        What::Dir(Box::new(Dir::new(vec![0], None)))
+    }
+
+    fn add(slots: &Slots, ino: u64, stat: &Stat, name: &str, what: What) -> (Slot, Ino) {
+        let name = layer::NameBuf::new(name).unwrap();
+        let backing = Backing { dev: 1, ino };
+        let slot = slots.add(|adder| adder.add(backing, stat, (place(0), name.as_name()), what).unwrap());
+        (slot, slots.get(slot).unwrap().number())
     }
 
     fn file(slots: &Slots, dev: u64, ino: u64) -> (Slot, Ino) {
-        let slot = slots
-            .add(|adder| adder.file(Backing { dev, ino }, &stat(FileType::File), place(0), Content::Here).unwrap());
+        let at = (place(0), Name::new(b"f").unwrap());
+        let what = What::File(Content::Here);
+        let slot = slots.add(|adder| adder.add(Backing { dev, ino }, &stat(FileType::File), at, what).unwrap());
         (slot, slots.get(slot).unwrap().number())
     }
 
@@ -415,7 +432,7 @@ mod tests {
     fn attributes_come_back_as_they_were() {
         for kind in [FileType::File, FileType::Char, FileType::Socket] {
             let stat = stat(kind);
-            assert_eq!(Node::new(Ino(7), &stat, place(0), None).stat(), stat);
+            assert_eq!(Node::new(Ino(7), &stat, place(0), What::File(Content::Here)).stat(), stat);
         }
         assert!(std::mem::size_of::<OnceLock<Node>>() <= 112, "{}", std::mem::size_of::<OnceLock<Node>>());
     }
@@ -437,21 +454,23 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_seen_twice_is_two_directories() {
+    fn what_is_seen_twice_without_being_linked_twice_is_two_files() {
         let slots = Slots::new(vec![1]);
-        let add = |name: &str| {
-            let name = layer::NameBuf::new(name).unwrap();
-            slots.add(|adder| {
-                adder.dir(Backing { dev: 1, ino: 9 }, &stat(FileType::Dir), (place(0), name.as_name()), dir()).unwrap()
-            })
-        };
-        let (a, b) = (add("a"), add("b"));
-        assert_ne!(a, b);
-        assert_ne!(slots.get(a).unwrap().number(), slots.get(b).unwrap().number());
-        // A file under a directory's number does not become that directory.
-        let (c, number) = file(&slots, 1, 9);
-        assert!(c != a && c != b && number != Ino(9));
-        assert_eq!(file(&slots, 1, 9).0, c);
+        let once = Stat { nlink: 1, ..stat(FileType::File) };
+        let all = [
+            add(&slots, 9, &stat(FileType::Dir), "a", dir()),
+            add(&slots, 9, &stat(FileType::Dir), "b", dir()),
+            // A file under a directory's number does not become that directory.
+            add(&slots, 9, &once, "c", What::File(Content::Here)),
+            add(&slots, 9, &once, "d", What::File(Content::Here)),
+            file(&slots, 1, 9),
+        ];
+        assert_eq!(all[0].1, Ino(9));
+        for (index, one) in all.iter().enumerate() {
+            assert_eq!(slots.by_number(one.1), Some(one.0));
+            assert!(all[..index].iter().all(|other| other.0 != one.0 && other.1 != one.1));
+        }
+        assert_eq!(file(&slots, 1, 9), all[4]);
     }
 
     #[test]
