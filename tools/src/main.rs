@@ -123,7 +123,7 @@ fn for_each<T>(names: &[T], mut action: impl FnMut(&T) -> Result<()>) -> Result<
 
 /// Writes `plyfs: <what is wrong>` on standard error: one line, whatever a name in it holds.
 fn complain(text: &str) {
-    let text = print::table::visible(text);
+    let text = without_numbers(&print::table::visible(text));
     writeln!(io::stderr(), "plyfs: {text}").ok(); // There is nobody left to tell.
 }
 
@@ -138,11 +138,17 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 /// Returns what the system said, without the number of the error.
 fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_string(),
-        None => text,
+    without_numbers(&error.to_string())
+}
+
+/// Leaves ` (os error 2)` out, which says nothing that the words before it do not say.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut kept = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        kept.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches(')'));
     }
+    kept
 }
 
 /// Warnings of the rooms below, for whoever typed the command.
@@ -166,5 +172,18 @@ fn warn_on_standard_error() {
     // Fails only where a logger is set already, and nobody does that before.
     if log::set_logger(&Warnings).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_errors_are_left_out() {
+        assert_eq!(without_numbers("a: No such file (os error 2)"), "a: No such file");
+        assert_eq!(without_numbers("a (os error 13); b (os error 2)"), "a; b");
+        assert_eq!(without_numbers("plain"), "plain");
+        assert_eq!(reason(&io::Error::from_raw_os_error(2)), "No such file or directory");
     }
 }

@@ -49,6 +49,7 @@ pub(crate) fn run(root: PathBuf, args: &QuickstartArgs) -> Result<()> {
     let in_users_store = args.keep || matches!(given, Given::Loaded(_));
     let scene = Scene::set(in_users_store.then_some(&root))?;
     let done = Quickstart { scene: &scene, place, keep: args.keep, out: anstream::stdout() }.play(&given);
+    scene.leave_if_interrupted();
     match (done, args.keep) {
         (Ok(()), true) => scene.keep(place == Place::Outside),
         (done, _) => done.and(scene.clear()),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
@@ -16,6 +17,7 @@ pub(super) struct Scene {
     store: Store,
     /// Held while something is made, so that whoever clears up finds it or comes before it.
     made: Arc<Mutex<Made>>,
+    interrupted: Arc<AtomicBool>,
 }
 
 /// What there is to take away.
@@ -53,16 +55,17 @@ impl Scene {
             containers: Vec::new(),
             is_cleared: false,
         };
-        let scene = Scene { dir, store, made: Arc::new(Mutex::new(made)) };
+        let scene = Scene { dir, store, made: Arc::new(Mutex::new(made)), interrupted: Arc::default() };
         scene.clear_when_interrupted()?;
         Ok(scene)
     }
 
     fn clear_when_interrupted(&self) -> Result<()> {
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals")?;
-        let made = self.made.clone();
+        let (made, interrupted) = (self.made.clone(), self.interrupted.clone());
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
+                interrupted.store(true, Ordering::SeqCst);
                 if let Err(error) = lock(&made).clear() {
                     complain(&format!("{error:#}"));
                 }
@@ -70,6 +73,13 @@ impl Scene {
             }
         });
         Ok(())
+    }
+
+    /// Waits for the end of the process if it is being interrupted: what fails then fails because of that.
+    pub(super) fn leave_if_interrupted(&self) {
+        while self.interrupted.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
     }
 
     pub(super) fn store(&self) -> &Store {
