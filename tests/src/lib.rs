@@ -1,1 +1,3 @@
-//! See Cargo.toml.
+//! What the mounted tests, the suites and the model share.
+
+pub mod model;

@@ -56,7 +56,7 @@ impl Default for Options {
 }
 
 /// Who asks.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
     /// Filesystem user id, as the mount shows it.
     pub uid: u32,

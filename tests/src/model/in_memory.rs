@@ -1,0 +1,104 @@
+//! The pure core over layers and an upper in memory.
+
+use layer::Time;
+use overlay::{Options, Overlay};
+
+use super::kernel::{Failed, Got, Kernel};
+use super::memory::{Disk, MemoryUpper};
+use super::op::Op;
+use super::run::{Case, Run, Settings, Subject};
+use super::stack::{MemoryLower, Stack, fold, tree_of};
+use super::tree::{Body, Inode, Tree, When};
+use super::view::View;
+
+/// A union in memory with a kernel above it.
+pub struct InMemory {
+    stack: Stack,
+    settings: Settings,
+    upper: MemoryUpper,
+    kernel: Kernel<MemoryLower, MemoryUpper>,
+}
+
+/// The root of a tree whose upper is new.
+pub fn new_root() -> Inode {
+    let time = When::At(Disk::new().now());
+    Inode {
+        body: Body::Dir { parent: super::tree::ROOT, entries: Default::default() },
+        perm: 0o755,
+        uid: 0,
+        gid: 0,
+        xattrs: Default::default(),
+        atime: time,
+        mtime: time,
+        names: 1,
+        opens: 0,
+    }
+}
+
+/// Makes the tree that a stack shows.
+pub fn tree(stack: &Stack) -> Tree {
+    tree_of(&fold(stack), new_root())
+}
+
+fn mount(stack: &Stack, settings: &Settings, upper: &MemoryUpper) -> Result<Kernel<MemoryLower, MemoryUpper>, String> {
+    let options = Options { small: settings.small, open_dirs: settings.open_dirs, ..Options::default() };
+    let overlay = Overlay::new(fold(stack), Some(upper.clone()), options).map_err(|error| format!("mount: {error}"))?;
+    Ok(Kernel::new(overlay))
+}
+
+impl InMemory {
+    /// Mounts a stack with a disk that may have been used before.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn new(stack: &Stack, settings: &Settings, disk: Disk) -> Result<Self, String> {
+        let upper = MemoryUpper::new(disk);
+        let kernel = mount(stack, settings, &upper)?;
+        Ok(InMemory { stack: stack.clone(), settings: *settings, upper, kernel })
+    }
+
+    /// Returns the upper.
+    pub fn upper(&self) -> &MemoryUpper {
+        &self.upper
+    }
+}
+
+impl Subject for InMemory {
+    fn now(&self) -> Time {
+        self.upper.disk().now()
+    }
+
+    fn run(&mut self, op: &Op) -> Result<Got, Failed> {
+        self.kernel.run(op)
+    }
+
+    fn remount(&mut self) -> Result<(), String> {
+        let disk = self.upper.disk().recovered();
+        *self = InMemory::new(&self.stack, &self.settings, disk)?;
+        Ok(())
+    }
+
+    fn view(&mut self) -> Result<View, String> {
+        self.kernel.view()
+    }
+
+    fn view_of_copy(&mut self) -> Result<Option<View>, String> {
+        let disk = self.upper.disk().recovered();
+        if let Some(wrong) = disk.format_errors().first() {
+            return Err(format!("on the disk: {wrong}"));
+        }
+        let upper = MemoryUpper::new(disk);
+        mount(&self.stack, &self.settings, &upper)?.view().map(Some).map_err(|why| format!("after a remount: {why}"))
+    }
+}
+
+/// Runs a case.
+///
+/// # Errors
+/// In words.
+pub fn run(case: &Case) -> Result<u64, String> {
+    let subject = InMemory::new(&case.stack, &case.settings, Disk::new())?;
+    let mut run = Run::begin(subject, tree(&case.stack))?;
+    run.sequence(&case.ops, &case.settings)?;
+    Ok(run.compared)
+}
