@@ -142,8 +142,8 @@ pub fn unmount(target: &Path, how: Unmount) -> Result<(), Failure> {
     match rustix::mount::unmount(target, flags) {
         Ok(()) => Ok(()),
         Err(Errno::PERM) => unmount_by_helper(target, how),
-        Err(Errno::INVAL) => Err(on(target, "is not a mount point")),
-        Err(Errno::BUSY) => Err(on(target, "is busy; leave it first, or unmount it lazily")),
+        Err(Errno::INVAL) => Err(not_mounted(target)),
+        Err(Errno::BUSY) => Err(busy(target)),
         Err(errno) => Err(on(target, format_args!("cannot unmount: {}", errno_text(errno)))),
     }
 }
@@ -161,7 +161,23 @@ fn unmount_by_helper(target: &Path, how: Unmount) -> Result<(), Failure> {
     let child = start_helper(&mut command).ok_or_else(|| {
         on(target, "cannot unmount: Operation not permitted, and there is no fusermount3; be root, or install fuse3")
     })?;
-    finish_helper(child).map_err(|said| on(target, format_args!("cannot unmount: {said}")))
+    finish_helper(child).map_err(|said| {
+        if said.contains("busy") {
+            busy(target)
+        } else if said.contains("not found in") {
+            not_mounted(target)
+        } else {
+            on(target, format_args!("cannot unmount: {said}"))
+        }
+    })
+}
+
+fn not_mounted(target: &Path) -> Failure {
+    on(target, "is not a mount point")
+}
+
+fn busy(target: &Path) -> Failure {
+    on(target, "is busy; leave it first, or unmount it lazily")
 }
 
 /// Finds the target's true path and its file type bits.

@@ -51,10 +51,6 @@ const LOWER: &str = "lowerdir=ROOT/lower";
 /// linux/capability.h
 const CAP_SYS_RESOURCE: u32 = 24;
 
-fn is_root() -> bool {
-    rustix::process::getuid().is_root()
-}
-
 fn need_root() -> Outcome {
     if is_root() { Ok(()) } else { Err("needs root".to_owned()) }
 }
@@ -431,16 +427,6 @@ fn no_device_is_told_with_its_remedy(area: &Area) -> Outcome {
     );
     area.assert_nothing_left();
     Ok(())
-}
-
-/// Checks for programs by name.
-fn need(programs: &[&str]) -> Outcome {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = |name: &&&str| std::env::split_paths(&path).any(|dir| dir.join(name).exists());
-    match programs.iter().find(|name| !there(name)) {
-        None => Ok(()),
-        Some(name) => Err(format!("there is no {name} (install it)")),
-    }
 }
 
 fn in_a_user_namespace(area: &Area) -> Outcome {

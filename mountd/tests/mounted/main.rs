@@ -79,10 +79,9 @@ impl Bench {
         let area = Area::new(self.dir.path(), name);
         let (done, outcome) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let result = if Path::new("/dev/fuse").exists() {
-                catch_unwind(|| test(&area)).map_err(drop)
-            } else {
-                Ok(Err("there is no /dev/fuse".to_owned()))
+            let result = match can_mount() {
+                Ok(()) => catch_unwind(|| test(&area)).map_err(drop),
+                cannot => Ok(cannot),
             };
             done.send(result).unwrap();
         });
@@ -110,6 +109,34 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         self.sweep();
+    }
+}
+
+/// Whether this user can mount at all here.
+fn can_mount() -> Outcome {
+    let device = Path::new("/dev/fuse");
+    if !device.exists() {
+        return Err("there is no /dev/fuse (modprobe fuse)".to_owned());
+    }
+    if is_root() {
+        return Ok(());
+    }
+    need(&["fusermount3"])?;
+    let open = std::fs::OpenOptions::new().read(true).write(true).open(device);
+    open.map(drop).map_err(|error| format!("/dev/fuse: {error} (be root, or chmod 666 /dev/fuse)"))
+}
+
+fn is_root() -> bool {
+    rustix::process::getuid().is_root()
+}
+
+/// Checks for programs by name.
+fn need(programs: &[&str]) -> Outcome {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |name: &&&str| std::env::split_paths(&path).any(|dir| dir.join(name).exists());
+    match programs.iter().find(|name| !there(name)) {
+        None => Ok(()),
+        Some(name) => Err(format!("there is no {name} (install it)")),
     }
 }
 
