@@ -60,12 +60,7 @@ fn privileged() -> bool {
     namespace_ids("/proc/self/uid_map").is_none() && rustix::process::geteuid().is_root()
 }
 
-fn serve<L: Lower>(
-    options: &Options,
-    daemon: Daemon,
-    lower: L,
-    space_of: &Path,
-) -> Result<(), Failure> {
+fn serve<L: Lower>(options: &Options, daemon: Daemon, lower: L, space_of: &Path) -> Result<(), Failure> {
     let upper = options.upper.as_ref().map(|dirs| UpperDir::open(&dirs.upper, &dirs.work, settings(options)));
     let upper = upper.transpose().map_err(failure)?;
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -118,9 +113,7 @@ fn wishes(options: &Options, acl: bool) -> Wishes {
 fn stacked(options: &Options) -> bool {
     const OVERLAYFS: i64 = 0x794c_7630;
     const FUSE: i64 = 0x6573_5546;
-    let over = |path: &Path| {
-        rustix::fs::statfs(path).is_ok_and(|fs| [OVERLAYFS, FUSE].contains(&(fs.f_type as i64)))
-    };
+    let over = |path: &Path| rustix::fs::statfs(path).is_ok_and(|fs| [OVERLAYFS, FUSE].contains(&fs.f_type));
     let lower = match &options.lower {
         LowerDirs::Image(image) => over(&image.objects),
         LowerDirs::Plain(dirs) => dirs.iter().any(|dir| over(dir)),
@@ -154,6 +147,7 @@ fn namespace_ids(file: &str) -> Option<(Vec<(u32, u32)>, u32)> {
         })
         .collect();
     let all = ranges.iter().any(|(first, count)| *first == 0 && *count == u32::MAX);
-    let own = if file.ends_with("uid_map") { rustix::process::getuid().as_raw() } else { rustix::process::getgid().as_raw() };
+    let own =
+        if file.ends_with("uid_map") { rustix::process::getuid().as_raw() } else { rustix::process::getgid().as_raw() };
     (!all).then_some((ranges, own))
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use layer::{FileType, Ino, Stat, Time};
 
 use crate::acl;
-use crate::copy_up::Depth;
+use crate::copy_up::{Depth, Xattrs};
 use crate::error::{Errno, Error, Result};
 use crate::lower::Lower;
 use crate::node::{Node, OpenBody, Place};
@@ -16,6 +16,9 @@ use crate::upper::{SetAttr, SetTime, SetXattr, Target, Upper, UpperFile};
 
 /// The attribute that holds file capabilities.
 const CAPABILITY: &[u8] = b"security.capability";
+
+/// A partial copy that is open.
+type Both<L, U> = Arc<Partial<<U as Upper>::File, <L as Lower>::File>>;
 
 /// Who changes a file's content, for what that takes from it (set-user-ID, set-group-ID, capabilities).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 gid: attr.gid.map(|gid| ids.gid.disk(gid)),
                 ..*attr
             };
-            if self.is_gone(&node) && self.upper_file(&node).is_none() {
+            if self.is_gone(&node) && self.open_inode(&node).is_none() {
                 self.set_attr_gone(&node, &disk);
             } else {
                 self.with_target(&node, |upper, target| upper.set_attr(target, &disk))?;
@@ -73,7 +76,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         self.drop_privileges(node, privilege)
     }
 
-    fn partial_body(&self, node: &Arc<Node<L, U>>) -> Result<Option<Arc<Partial<U::File, L::File>>>> {
+    fn partial_body(&self, node: &Arc<Node<L, U>>) -> Result<Option<Both<L, U>>> {
         let partial = match &*node.place.read() {
             Place::Upper(up) => up.body_below.zip(up.partial),
             _ => None,
@@ -109,10 +112,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             let stat = upper.stat(target)?;
             let mut perm = stat.perm;
             if privilege == Privilege::Drops {
-                perm &= !0o4000;
-                if perm & 0o2010 == 0o2010 {
-                    perm &= !0o2000;
-                }
+                perm = without_privileges(perm);
             }
             if perm != stat.perm {
                 upper.set_attr(target, &SetAttr { perm: Some(perm), ..SetAttr::default() })?;
@@ -126,18 +126,21 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 
     /// A lower inode whose last name is gone lives on in memory alone.
     fn set_attr_gone(&self, node: &Node<L, U>, attr: &SetAttr) {
-        if let Place::Gone(stat) = &mut *node.place.write() {
+        if let Place::Gone(last) = &mut *node.place.write() {
+            let stat = last.stat;
+            let owned = attr.uid.is_some() || attr.gid.is_some();
+            let kept = if owned && stat.kind != FileType::Dir { without_privileges(stat.perm) } else { stat.perm };
             let time = |set: Option<SetTime>, old: Time| match set {
                 Some(SetTime::At(time)) => time,
                 _ => old,
             };
-            **stat = Stat {
-                perm: attr.perm.unwrap_or(stat.perm),
+            last.stat = Stat {
+                perm: attr.perm.unwrap_or(kept),
                 uid: attr.uid.unwrap_or(stat.uid),
                 gid: attr.gid.unwrap_or(stat.gid),
                 atime: time(attr.atime, stat.atime),
                 mtime: time(attr.mtime, stat.mtime),
-                ..**stat
+                ..stat
             };
         }
     }
@@ -149,6 +152,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     pub fn set_xattr(&self, id: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         let node = self.copy_up(id, Depth::Metadata)?;
         let _path = self.path.read();
+        if self.is_gone(&node) && self.open_inode(&node).is_none() {
+            return self.set_last_xattr(&node, name, value, how);
+        }
         self.with_target(&node, |upper, target| upper.set_xattr(target, name, value, how))?;
         if name == acl::DEFAULT || name == acl::ACCESS {
             *node.inherit.lock() = None;
@@ -165,9 +171,57 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         self.xattr(id, name)?;
         let node = self.copy_up(id, Depth::Metadata)?;
         let _path = self.path.read();
+        if self.is_gone(&node) && self.open_inode(&node).is_none() {
+            return self.edit_last_xattrs(&node, |xattrs| {
+                xattrs.retain(|(known, _)| known != name);
+                Ok(())
+            });
+        }
         self.with_target(&node, |upper, target| upper.remove_xattr(target, name))?;
         *node.inherit.lock() = None;
         Ok(())
+    }
+
+    /// Calls `f` with the extended attributes of an inode that lives on in memory alone.
+    fn edit_last_xattrs<T>(&self, node: &Node<L, U>, f: impl FnOnce(&mut Xattrs) -> Result<T>) -> Result<T> {
+        let below = match node.slot {
+            Some(slot) => self.lower_xattrs(slot)?,
+            None => Xattrs::new(),
+        };
+        match &mut *node.place.write() {
+            Place::Gone(last) => f(last.xattrs.get_or_insert(below)),
+            _ => Err(Errno::ESTALE.into()),
+        }
+    }
+
+    fn set_last_xattr(&self, node: &Node<L, U>, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
+        self.edit_last_xattrs(node, |xattrs| {
+            let known = xattrs.iter_mut().find(|(known, _)| known == name);
+            match (known, how) {
+                (Some(_), SetXattr::Create) => return Err(Errno::EEXIST.into()),
+                (None, SetXattr::Replace) => return Err(Errno::ENODATA.into()),
+                (Some((_, known)), _) => *known = value.to_vec(),
+                (None, _) => xattrs.push((name.to_vec(), value.to_vec())),
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn last_xattr(&self, node: &Arc<Node<L, U>>, name: &[u8]) -> Result<Vec<u8>> {
+        if self.open_inode(node).is_some() {
+            return self.with_target(node, |upper, target| upper.xattr(target, name));
+        }
+        self.edit_last_xattrs(node, |xattrs| {
+            let found = xattrs.iter().find(|(known, _)| known == name);
+            found.map(|(_, value)| value.clone()).ok_or(Error::Answer(Errno::ENODATA))
+        })
+    }
+
+    pub(crate) fn last_xattr_names(&self, node: &Arc<Node<L, U>>) -> Result<Vec<Vec<u8>>> {
+        if self.open_inode(node).is_some() {
+            return self.with_target(node, |upper, target| upper.xattr_names(target));
+        }
+        self.edit_last_xattrs(node, |xattrs| Ok(xattrs.iter().map(|(name, _)| name.clone()).collect()))
     }
 
     /// Makes a directory's entries durable.
@@ -185,6 +239,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             _ => Err(Errno::ENOTDIR.into()),
         })
     }
+}
+
+/// What a change of content or owner leaves of a mode.
+fn without_privileges(perm: u16) -> u16 {
+    let perm = perm & !0o4000;
+    if perm & 0o2010 == 0o2010 { perm & !0o2000 } else { perm }
 }
 
 fn depth_for(size: Option<u64>) -> Depth {

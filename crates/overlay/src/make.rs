@@ -5,7 +5,7 @@ use std::sync::Arc;
 use layer::{Dev, FileType, Ino, Name};
 
 use crate::acl;
-use crate::copy_up::Depth;
+use crate::copy_up::{Depth, Xattrs};
 use crate::error::{Errno, Error, Result};
 use crate::lower::Lower;
 use crate::names::Names;
@@ -220,7 +220,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 }
 
 /// Applies umask, default ACL and set-group-ID inheritance.
-fn hand_down(inherit: &Inherit, perm: u16, umask: u32, make: &Make<'_>) -> (u16, Vec<(Vec<u8>, Vec<u8>)>) {
+fn hand_down(inherit: &Inherit, perm: u16, umask: u32, make: &Make<'_>) -> (u16, Xattrs) {
     if let Make::Symlink(_) = make {
         return (0o777, Vec::new());
     }

@@ -52,8 +52,24 @@ pub(crate) enum Place<L: Lower, U: Upper> {
     Lower { seen: Vec<(Ino, NameBuf)> },
     /// In the upper.
     Upper(InUpper<L, U>),
-    /// Without a name: its last attributes, `nlink` 0.
-    Gone(Box<Stat>),
+    /// Without a name, as far as this mount knows.
+    Gone(Box<Last<U::File>>),
+}
+
+/// What is left of an inode that has no name.
+pub(crate) struct Last<F> {
+    /// Its last attributes, `nlink` without the name that went.
+    pub(crate) stat: Stat,
+    /// The inode in the upper, if it is there: it was open, and its body below.
+    pub(crate) file: Option<Arc<F>>,
+    /// Extended attributes, if they are not the lower's any more.
+    pub(crate) xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
+}
+
+impl<F> Last<F> {
+    pub(crate) fn new(stat: Stat) -> Self {
+        Last { stat, file: None, xattrs: None }
+    }
 }
 
 /// An inode's place in the upper.
@@ -144,9 +160,11 @@ impl<L: Lower, U: Upper> Node<L, U> {
 
 const SHARDS: usize = 64;
 
+type Shard<L, U> = RwLock<HashMap<Ino, Arc<Node<L, U>>>>;
+
 /// The nodes by number, in shards so that many readers do not meet.
 pub(crate) struct Nodes<L: Lower, U: Upper> {
-    shards: Vec<RwLock<HashMap<Ino, Arc<Node<L, U>>>>>,
+    shards: Vec<Shard<L, U>>,
     /// How often the kernel was told of each slot of the lower.
     told: Counts,
 }
@@ -156,7 +174,7 @@ impl<L: Lower, U: Upper> Nodes<L, U> {
         Nodes { shards: (0..SHARDS).map(|_| RwLock::default()).collect(), told: Counts::new() }
     }
 
-    fn shard(&self, id: Ino) -> &RwLock<HashMap<Ino, Arc<Node<L, U>>>> {
+    fn shard(&self, id: Ino) -> &Shard<L, U> {
         &self.shards[(id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize % SHARDS]
     }
 

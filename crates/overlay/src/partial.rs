@@ -120,17 +120,17 @@ impl<F: UpperFile, G: LowerFile> Partial<F, G> {
         }
         let _writing = self.writing.lock();
         let end = offset.checked_add(data.len() as u64).ok_or(Error::Answer(Errno::EFBIG))?;
-        if offset % BLOCK != 0 {
+        if !offset.is_multiple_of(BLOCK) {
             self.complete(offset / BLOCK)?;
         }
-        if end % BLOCK != 0 {
+        if !end.is_multiple_of(BLOCK) {
             self.complete(end / BLOCK)?;
         }
         let written = self.upper.write_at(data, offset)?;
         let end = offset + written as u64;
         let mut state = self.state.write();
         // A block that was not reached to its end by a short write was completed above, or is not claimed.
-        let whole = if end % BLOCK == 0 || written == data.len() { end.div_ceil(BLOCK) } else { end / BLOCK };
+        let whole = if end.is_multiple_of(BLOCK) || written == data.len() { end.div_ceil(BLOCK) } else { end / BLOCK };
         state.add(offset / BLOCK, whole);
         state.size = state.size.max(end);
         Ok(written)
@@ -169,7 +169,7 @@ impl<F: UpperFile, G: LowerFile> Partial<F, G> {
             let end = size.div_ceil(BLOCK);
             let kept = end.div_ceil(64) as usize;
             state.present.truncate(kept);
-            if end % 64 != 0
+            if !end.is_multiple_of(64)
                 && let Some(last) = state.present.get_mut(kept - 1)
             {
                 *last &= (1 << (end % 64)) - 1;

@@ -67,12 +67,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         enum From {
             Lower,
             Upper,
-            Gone(Stat),
+            Gone(Box<Stat>),
         }
         let from = match &*node.place.read() {
             Place::Lower { .. } => From::Lower,
             Place::Upper(_) => From::Upper,
-            Place::Gone(stat) => From::Gone(**stat),
+            Place::Gone(last) => From::Gone(Box::new(last.stat)),
         };
         match from {
             From::Lower => {
@@ -84,11 +84,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 self.attr_from(node, stat)
             }
             From::Gone(mut stat) => {
-                if let Some(file) = self.upper_file(node) {
+                if let Some(file) = self.open_inode(node) {
                     let live = self.writable()?.stat(Target::File(&*file))?;
-                    stat = Stat { nlink: 0, ..live };
+                    *stat = Stat { nlink: stat.nlink, ..live };
                 }
-                Ok(Attr { id: node.id, stat: self.shown(stat, node.shown) })
+                Ok(Attr { id: node.id, stat: self.shown(*stat, node.shown) })
             }
         }
     }
@@ -143,6 +143,14 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
     }
 
+    /// Returns the upper's inode of a node by a file that is open, also where the body is below and the names are gone.
+    pub(crate) fn open_inode(&self, node: &Node<L, U>) -> Option<Arc<U::File>> {
+        self.upper_file(node).or_else(|| match &*node.place.read() {
+            Place::Gone(last) => last.file.clone(),
+            _ => None,
+        })
+    }
+
     /// Returns the target of a symbolic link.
     ///
     /// # Errors
@@ -180,6 +188,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 let _path = self.path.read();
                 return self.with_target(&node, |upper, target| upper.xattr(target, name));
             }
+            At::Node(node) if self.is_gone(&node) => return self.last_xattr(&node, name),
             At::Node(node) => node.slot.ok_or(Error::Answer(Errno::ENODATA))?,
         };
         match self.lower.xattr(slot, name)? {
@@ -199,6 +208,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 let _path = self.path.read();
                 return self.with_target(&node, |upper, target| upper.xattr_names(target));
             }
+            At::Node(node) if self.is_gone(&node) => return self.last_xattr_names(&node),
             At::Node(node) => match node.slot {
                 Some(slot) => slot,
                 None => return Ok(Vec::new()),

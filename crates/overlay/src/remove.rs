@@ -9,7 +9,7 @@ use crate::copy_up::Depth;
 use crate::error::{Errno, Error, Result};
 use crate::lower::Lower;
 use crate::names::Names;
-use crate::node::{Node, Place};
+use crate::node::{Last, Node, OpenBody, Place};
 use crate::union::{Overlay, View};
 use crate::upper::{Leave, Target, Upper};
 
@@ -66,7 +66,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             upper.remove_dir(&dir, name, leave)?;
             commit_removal(names, name, leave);
             drop(child);
-            self.gone(&node, Stat { nlink: 0, ..victim });
+            self.gone(&node, Last::new(Stat { nlink: 0, ..victim }));
             self.release_node(node);
             return Ok(());
         }
@@ -112,22 +112,37 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
     }
 
-    /// Finds the number and last attributes of a non-directory that is about to lose a name.
-    pub(crate) fn victim(&self, dir: &U::Dir, name: Name<'_>, view: &View) -> Result<(Option<Ino>, Stat)> {
+    /// Finds what is to be known of a non-directory that is about to lose a name.
+    pub(crate) fn victim(&self, dir: &U::Dir, name: Name<'_>, view: &View) -> Result<Losing<U::File>> {
         match (view.upper, view.lower) {
             (Some(entry), _) => {
                 let stat = self.writable()?.stat(Target::At(dir, name))?;
-                Ok((entry.id, stat))
+                let file = self.hold(entry.id, Target::At(dir, name))?;
+                Ok(Losing { id: entry.id, last: Last { file, ..Last::new(stat) } })
             }
-            (None, Some(slot)) => Ok((Some(self.id_of(slot)), self.lower.stat(slot)?)),
+            (None, Some(slot)) => {
+                let id = self.id_of(slot);
+                let file = if self.indexed.read().contains(&id) { self.hold(Some(id), Target::Index(id))? } else { None };
+                Ok(Losing { id: Some(id), last: Last { file, ..Last::new(self.lower.stat(slot)?) } })
+            }
             (None, None) => Err(Errno::ENOENT.into()),
         }
+    }
+
+    /// Opens the upper's inode of a file that is open while its body is below, so that its attributes outlive its names.
+    fn hold(&self, id: Option<Ino>, target: Target<'_, U>) -> Result<Option<Arc<U::File>>> {
+        let Some(node) = id.and_then(|id| self.nodes.get(id)) else { return Ok(None) };
+        let below = matches!(node.open.read().body, OpenBody::Mapped(_) | OpenBody::Lower(_));
+        if !below {
+            return Ok(None);
+        }
+        self.writable()?.open(target).map(|file| Some(Arc::new(file)))
     }
 
     /// Takes a name from an inode; with its last name it is gone, though open handles go on.
     pub(crate) fn lose_name(
         &self,
-        (id, stat): (Option<Ino>, Stat),
+        Losing { id, last }: Losing<U::File>,
         parent: &Arc<Node<L, U>>,
         name: Name<'_>,
         in_upper: bool,
@@ -138,7 +153,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             (None, Some(slot)) if self.indexed.read().contains(&id) => self.indexed_node(id, slot)?,
             (None, _) if in_upper => return Ok(()),
             // A row of the lower: fstat of an open descriptor must tell that the name is gone.
-            (None, _) => return self.gone_below(id, Stat { nlink: 0, ..stat }),
+            (None, _) => return self.gone_below(id, Stat { nlink: 0, ..last.stat }),
         };
         let mut own_links = 0;
         let left = match &mut *node.place.write() {
@@ -155,16 +170,16 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 if !in_upper {
                     self.lose_lower_name(&node)?;
                 }
-                self.drop_index_if_unused(&node)
+                self.drop_index_if_unused(&node, last.file)
             }
             Some((false, false)) => Ok(()),
             // With other names that this mount has not met, the next lookup of one of them finds the inode again.
             Some((false, true)) | None => {
-                let nlink = stat.nlink.saturating_sub(1 + own_links);
+                let nlink = last.stat.nlink.saturating_sub(1 + own_links);
                 if own_links > 0 && nlink == 0 {
                     self.writable()?.drop_partial(node.backing.load(Ordering::Relaxed))?;
                 }
-                self.gone(&node, Stat { nlink, ..stat });
+                self.gone(&node, Last { stat: Stat { nlink, ..last.stat }, ..last });
                 self.release_node(node);
                 Ok(())
             }
@@ -186,7 +201,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Drops a hard-linked origin from the index once it has no name on either side.
-    fn drop_index_if_unused(&self, node: &Arc<Node<L, U>>) -> Result<()> {
+    fn drop_index_if_unused(&self, node: &Arc<Node<L, U>>, file: Option<Arc<U::File>>) -> Result<()> {
         let upper = self.writable()?;
         let stat = upper.stat(Target::Index(node.shown))?;
         let (left, own_links) = match &*node.place.read() {
@@ -201,23 +216,31 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             upper.drop_partial(stat.ino.0)?;
         }
         self.indexed.write().remove(&node.shown);
-        self.gone(node, Stat { nlink: 0, ..stat });
+        self.gone(node, Last { file, ..Last::new(Stat { nlink: 0, ..stat }) });
         Ok(())
     }
 
     /// Notes that an inode has no name any more.
-    pub(crate) fn gone(&self, node: &Arc<Node<L, U>>, stat: Stat) {
-        *node.place.write() = Place::Gone(Box::new(stat));
+    pub(crate) fn gone(&self, node: &Arc<Node<L, U>>, last: Last<U::File>) {
+        *node.place.write() = Place::Gone(Box::new(last));
         *node.dir.lock() = None;
     }
 
     /// The same for a row of the lower, which becomes a node while the kernel knows it.
     pub(crate) fn gone_below(&self, id: Ino, stat: Stat) -> Result<()> {
         let Ok(node) = self.node(id) else { return Ok(()) };
-        self.gone(&node, stat);
+        self.gone(&node, Last::new(stat));
         self.release_node(node);
         Ok(())
     }
+}
+
+/// A non-directory that is about to lose a name.
+pub(crate) struct Losing<F> {
+    /// Its number, if it is known.
+    pub(crate) id: Option<Ino>,
+    /// What is left when this was the last name; `nlink` still counts it.
+    pub(crate) last: Last<F>,
 }
 
 pub(crate) fn leave(view: &View) -> Leave {

@@ -7,8 +7,8 @@ use layer::{FileType, Ino, Name, Stat};
 use crate::error::{Errno, Error, Result};
 use crate::lower::Lower;
 use crate::names::Names;
-use crate::node::{Node, Place};
-use crate::remove::{commit_removal, leave};
+use crate::node::{Last, Node, Place};
+use crate::remove::{Losing, commit_removal, leave};
 use crate::union::{Overlay, View};
 use crate::upper::{Leave, Onto, Rename, Target, Upper};
 
@@ -123,9 +123,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         self.move_name(&moving, from, to);
         match victim {
             Victim::None | Victim::Same => Ok(()),
-            Victim::File(id, stat) => self.lose_name((id, stat), to.parent, to.name, to_view.in_upper()),
+            Victim::File(losing) => self.lose_name(losing, to.parent, to.name, to_view.in_upper()),
             Victim::Dir(node, stat) => {
-                self.gone(&node, Stat { nlink: 0, ..stat });
+                self.gone(&node, Last::new(Stat { nlink: 0, ..stat }));
                 self.release_node(node);
                 Ok(())
             }
@@ -148,12 +148,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             (true, false) => return Err(Errno::ENOTDIR.into()),
             (false, true) => return Err(Errno::EISDIR.into()),
             (false, false) => {
-                let (id, stat) = self.victim(&to.dir, to.name, view)?;
+                let losing = self.victim(&to.dir, to.name, view)?;
                 // Two names of one file: nothing happens.
-                if id == Some(moving.id) {
+                if losing.id == Some(moving.id) {
                     return Ok(Victim::Same);
                 }
-                return Ok(Victim::File(id, stat));
+                return Ok(Victim::File(losing));
             }
             (true, true) => {}
         }
@@ -242,7 +242,7 @@ enum Victim<L: Lower, U: Upper> {
     None,
     /// The same inode by another name.
     Same,
-    File(Option<Ino>, Stat),
+    File(Losing<U::File>),
     Dir(Arc<Node<L, U>>, Stat),
     LowerDir(Ino, Stat),
 }

@@ -18,7 +18,7 @@ use crate::error::{Errno, Error, Result};
 use crate::ids::Ids;
 use crate::lower::Lower;
 use crate::names::{Entry, Names};
-use crate::node::{BORN, InUpper, Node, Nodes, Place, ROOT, SPARE, told_slot};
+use crate::node::{BORN, InUpper, Last, Node, Nodes, Place, ROOT, SPARE, told_slot};
 use crate::upper::{Marks, Target, Upper};
 
 /// A union mount: the only face that front ends see.
@@ -274,7 +274,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 return f(upper, Target::Index(node.shown));
             }
             let Some((parent, name)) = name else {
-                return match self.upper_file(node) {
+                return match self.open_inode(node) {
                     Some(file) => f(upper, Target::File(&*file)),
                     None => Err(Errno::ENOENT.into()),
                 };
@@ -556,7 +556,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     fn new_spare(&self, make: impl FnOnce(Ino) -> Node<L, U>) -> Arc<Node<L, U>> {
-        let id = Ino(SPARE | self.spares.fetch_add(1, Ordering::Relaxed) + 1);
+        let id = Ino(SPARE | (self.spares.fetch_add(1, Ordering::Relaxed) + 1));
         let node = Arc::new(make(id));
         self.nodes.insert(node.clone());
         self.stand_ins.write().insert(node.backing.load(Ordering::Relaxed), id);
@@ -587,7 +587,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 
     /// Moves an inode of the upper to a spare node; the old node is left to those who have it open, as a file without a name.
     pub(crate) fn leave_node(&self, node: &Arc<Node<L, U>>, last: Stat) -> Arc<Node<L, U>> {
-        let place = std::mem::replace(&mut *node.place.write(), Place::Gone(Box::new(last)));
+        let place = std::mem::replace(&mut *node.place.write(), Place::Gone(Box::new(Last::new(last))));
         let backing = node.backing.swap(0, Ordering::Relaxed);
         self.new_spare(|id| Node::new(id, node.shown, node.kind, node.slot, place, backing))
     }

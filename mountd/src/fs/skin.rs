@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use layer::{FileType, Ino};
 use overlay::upper::{Seek, SetAttr, SetXattr};
@@ -139,7 +140,14 @@ where
         }
     }
 
-    fn setattr(self: &Arc<Self>, ino: Ino, set: &SetAttr, size: Option<u64>, uid: u32, by_handle: bool) -> Result<Attr> {
+    fn setattr(
+        self: &Arc<Self>,
+        ino: Ino,
+        set: &SetAttr,
+        size: Option<u64>,
+        uid: u32,
+        by_handle: bool,
+    ) -> Result<Attr> {
         if size.is_some() && !by_handle && self.pass.reads_lower(ino) {
             let access = if size == Some(0) { Access::Truncate } else { Access::Write };
             let errno = self.take_other_node(ino, access);
@@ -187,7 +195,7 @@ where
     fn statfs(&self, reply: ReplyStatfs) {
         let space = match or_reply!(reply, self.overlay.statfs()) {
             Some(space) => space,
-            None => match self.wishes.space_of.as_ref().map(|fd| rustix::fs::fstatvfs(fd)) {
+            None => match self.wishes.space_of.as_ref().map(rustix::fs::fstatvfs) {
                 Some(Ok(vfs)) => overlay::upper::StatFs {
                     block: u32::try_from(vfs.f_frsize).unwrap_or(4096),
                     blocks: vfs.f_blocks,
@@ -199,7 +207,16 @@ where
                 _ => return reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096),
             },
         };
-        reply.statfs(space.blocks, space.free, space.available, space.files, space.files_free, space.block, 255, space.block);
+        reply.statfs(
+            space.blocks,
+            space.free,
+            space.available,
+            space.files,
+            space.files_free,
+            space.block,
+            255,
+            space.block,
+        );
     }
 }
 
@@ -342,7 +359,8 @@ where
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let name = checked!(reply, name);
         let caller = self.core.caller(req, umask);
-        let attr = or_reply!(reply, self.core.overlay.make(ino(parent), name, (mode & 0o7777) as u16, caller, Make::Dir));
+        let attr =
+            or_reply!(reply, self.core.overlay.make(ino(parent), name, (mode & 0o7777) as u16, caller, Make::Dir));
         self.core.entry(reply, &attr);
     }
 
@@ -564,7 +582,16 @@ where
         }
     }
 
-    fn fallocate(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    fn fallocate(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         done(reply, self.core.overlay.allocate(ino(node), mode, offset, length));
     }
 
@@ -591,6 +618,24 @@ where
         let copied = self.core.overlay.copy_range((ino(ino_in), offset_in), (ino(ino_out), offset_out), len);
         let copied = or_reply!(reply, copied);
         reply.written(u32::try_from(copied).unwrap_or(u32::MAX));
+    }
+
+    /// Files are always ready: the kernel stops asking after this answer.
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: fuser::PollNotifier,
+        _events: fuser::PollEvents,
+        _flags: fuser::PollFlags,
+        reply: fuser::ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: fuser::ReplyBmap) {
+        reply.error(Errno::ENOSYS);
     }
 
     fn ioctl(

@@ -70,9 +70,10 @@ fn copy_fd(file: &dyn LowerFile, from: BorrowedFd<'_>, to: BorrowedFd<'_>, size:
 
 fn copy_run(file: &dyn LowerFile, from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
     // Room is asked for once per run of data; filesystems without fallocate find out while they write.
-    match rustix::fs::fallocate(to, FallocateFlags::KEEP_SIZE, start, end - start) {
-        Err(raw @ (Raw::NOSPC | Raw::DQUOT)) => return Err(error(|| "make room for a copy".into(), raw)),
-        _ => {}
+    if let Err(raw @ (Raw::NOSPC | Raw::DQUOT)) =
+        rustix::fs::fallocate(to, FallocateFlags::KEEP_SIZE, start, end - start)
+    {
+        return Err(error(|| "make room for a copy".into(), raw));
     }
     let (mut from_at, mut to_at) = (start, start);
     while from_at < end {

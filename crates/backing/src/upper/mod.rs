@@ -552,7 +552,9 @@ impl Upper for UpperDir {
         let file = self.open(of)?;
         match rustix::fs::ioctl_ficlone(&file, from) {
             Ok(()) => {}
-            Err(raw @ (Raw::NOSPC | Raw::DQUOT | Raw::IO)) => return Err(error(|| "share a body's blocks".into(), raw)),
+            Err(raw @ (Raw::NOSPC | Raw::DQUOT | Raw::IO)) => {
+                return Err(error(|| "share a body's blocks".into(), raw));
+            }
             Err(_) => return Ok(false),
         }
         let of = self.resolve(of);
