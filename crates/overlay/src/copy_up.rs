@@ -27,7 +27,7 @@ pub(crate) enum Depth {
     Empty,
 }
 
-pub(crate) pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Brings an inode into the upper, and returns its node.
