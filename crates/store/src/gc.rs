@@ -45,7 +45,7 @@ impl Store {
     /// The disk; a layer or record that cannot be read (then nothing is deleted).
     pub fn gc(&self) -> Result<Collected> {
         let _store = Lock::exclusive(&self.layout().lock())?;
-        collect(self)
+        collect(self, Scope::All)
     }
 
     /// Returns the objects that a layer's index and skeleton name.
@@ -61,21 +61,32 @@ impl Store {
     }
 }
 
-/// The caller holds the store's lock exclusively.
-pub(crate) fn collect(store: &Store) -> Result<Collected> {
+/// Which unused layers are garbage. Whole layers of an interrupted load are not used by anything yet.
+pub(crate) enum Scope<'a> {
+    All,
+    /// Only these: what else is unused may be what an interrupted load goes on with.
+    Only(&'a HashSet<DiffId>),
+}
+
+/// Deletes garbage. The caller holds the store's lock exclusively.
+pub(crate) fn collect(store: &Store, scope: Scope<'_>) -> Result<Collected> {
     let marked = mark(store)?;
-    let mut sweep = Sweep { store, collected: Collected::default(), condemned: Vec::new() };
+    let is_garbage = |layer: &DiffId| {
+        !marked.layers.contains(layer)
+            && match scope {
+                Scope::All => true,
+                Scope::Only(layers) => layers.contains(layer),
+            }
+    };
+    let (garbage, kept): (Vec<DiffId>, Vec<DiffId>) = store.layers()?.into_iter().partition(is_garbage);
     let mut objects = HashSet::new();
-    for layer in &marked.layers {
-        if store.has_layer(layer) {
-            objects.extend(store.objects_of(layer)?);
-        }
+    for layer in &kept {
+        objects.extend(store.objects_of(layer)?);
     }
-    for layer in store.layers()? {
-        if !marked.layers.contains(&layer) {
-            sweep.condemn(&store.layout().layer(&layer))?;
-            sweep.collected.layers.push(layer);
-        }
+    let mut sweep = Sweep { store, collected: Collected::default(), condemned: Vec::new() };
+    for layer in garbage {
+        sweep.condemn(&store.layout().layer(&layer))?;
+        sweep.collected.layers.push(layer);
     }
     for (path, name) in files(&store.layout().all_folded())? {
         if !Digest::from_hex(&name).is_ok_and(|chain| marked.chains.contains(&ChainId(chain))) {
@@ -93,16 +104,9 @@ pub(crate) fn collect(store: &Store) -> Result<Collected> {
     sweep.finish()
 }
 
-/// Deletes objects of no layer, which a killed load may leave; layers stay, whether anything uses them or not. The caller
-/// holds the store's lock exclusively.
+/// Deletes what a killed load may leave: objects of no layer. The caller holds the store's lock exclusively.
 pub(crate) fn collect_orphans(store: &Store) -> Result<()> {
-    let mut objects = HashSet::new();
-    for layer in store.layers()? {
-        objects.extend(store.objects_of(&layer)?);
-    }
-    let mut sweep = Sweep { store, collected: Collected::default(), condemned: Vec::new() };
-    sweep.objects(&objects)?;
-    sweep.finish().map(drop)
+    collect(store, Scope::Only(&HashSet::new())).map(drop)
 }
 
 fn mark(store: &Store) -> Result<Marked> {

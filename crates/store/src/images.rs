@@ -210,7 +210,7 @@ impl Store {
         disk::sync_dir(&self.layout().manifests())?;
         drop(records);
         removed.image = Some(id);
-        removed.deleted = gc::collect(self)?.layers;
+        removed.deleted = gc::collect(self, gc::Scope::All)?.layers;
         Ok(removed)
     }
 

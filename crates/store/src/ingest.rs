@@ -221,7 +221,6 @@ impl<'a> Ingest<'a> {
         self.next_object += 1;
         let path = self.staging.dir.join(format!("unnamed-{}", self.next_object));
         let file = disk::create(&path, 0o400)?;
-        file.set_len(size).map_err(Error::at("write", &path))?;
         let mut hash = Sha256::new();
         let mut cursor = Cursor::new(segments);
         tape.body(&mut |bytes| {
@@ -231,7 +230,11 @@ impl<'a> Ingest<'a> {
                 file.write_all_at(part, offset).map_err(Error::at("write", &path))
             })
         })?;
-        hash_zeros(&mut hash, size - cursor.end);
+        // A hole at the end. What has none was as long as it says only once it was read.
+        if cursor.end < size {
+            file.set_len(size).map_err(Error::at("write", &path))?;
+            hash_zeros(&mut hash, size - cursor.end);
+        }
         let digest = Digest::from_bytes(hash.finalize().into());
         if self.is_there(&digest, size) {
             fs::remove_file(&path).map_err(Error::at("delete", &path))?;

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::gc::{self, Scope};
 use crate::images::{ImageId, NewImage};
 use crate::inflate::Bound;
 use crate::ingest::Ingest;
@@ -79,11 +80,32 @@ impl Store {
             progress.image(&image.names, &image.layers.iter().map(plan).collect::<Vec<_>>());
         }
         // From the first layer or object that is reused to the images' records.
-        let _store = Lock::shared(&self.layout().lock())?;
+        let store = Lock::shared(&self.layout().lock())?;
         let missing = self.missing(&found, progress).map_err(|error| error.within(source.label()))?;
         let fetched: HashSet<DiffId> = missing.iter().map(|layer| layer.diff_id).collect();
-        self.unpack_all(missing, options, progress).map_err(|error| error.within(source.label()))?;
-        found.iter().map(|image| self.finish(image, &fetched)).collect()
+        let loaded = self
+            .unpack_all(missing, options, progress)
+            .and_then(|()| found.iter().map(|image| self.finish(image, &fetched)).collect());
+        drop(store);
+        loaded.map_err(|error| {
+            if !matches!(error, Error::Io { .. }) {
+                self.forget(&fetched);
+            }
+            error.within(source.label())
+        })
+    }
+
+    /// Deletes those of these layers that nothing uses: a source that is refused leaves nothing. After a failure of the disk they
+    /// stay, and the next try goes on from there.
+    fn forget(&self, layers: &HashSet<DiffId>) {
+        let collected = Lock::try_exclusive(&self.layout().lock()).and_then(|lock| match lock {
+            Some(_lock) => gc::collect(self, Scope::Only(layers)).map(drop),
+            // Somebody else is at work, perhaps with these layers; what stays unused goes with the next removal.
+            None => Ok(()),
+        });
+        if let Err(error) = collected {
+            log::warn!("layers of an image that was refused stay: {error}");
+        }
     }
 
     /// Returns the layers that have to be unpacked, each once, the largest first.
