@@ -2,6 +2,7 @@
 //!
 //! A crash before the step leaves the lower inode visible and nothing in the upper; the directory above keeps its times.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use layer::{FileType, Ino, Name, NameBuf, Slot, Stat};
@@ -10,7 +11,7 @@ use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower};
 use crate::names::Names;
 use crate::partial::{BLOCK, LAZY_MIN};
-use crate::node::{InUpper, Node, OpenBody, Place};
+use crate::node::{InUpper, Node, OpenBody, Place, ROOT};
 use crate::union::{At, Overlay};
 use crate::upper::{CopyUp, New, Origin, Over, SetAttr, SetTime, Source, Target, Upper, What};
 
@@ -251,8 +252,6 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Finds what a directory of the lower is in the union; `None` when it is hidden or removed.
-    ///
-    /// One that was moved is found where it went if this mount has met it there.
     fn walk_below(&self, dir: Slot) -> Result<Option<At<L, U>>> {
         let mut down = Vec::new();
         let mut slot = dir;
@@ -269,19 +268,72 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         while let Some(slot) = down.pop() {
             let path = self.lower.path(slot)?;
             let Some((_, name)) = path.split_last() else { return Ok(None) };
-            let _path = self.path.read();
-            match self.with_names(&node, |names| Ok(names.get(name)))? {
-                None => return Ok(Some(At::Lower(dir))),
-                Some(entry) if entry.kind == Some(FileType::Dir) => {
-                    (node, _) = self.upper_node(&node, name)?;
-                    if node.slot != Some(slot) {
-                        return Ok(None);
-                    }
+            let there = {
+                let _path = self.path.read();
+                match self.with_names(&node, |names| Ok(names.get(name)))? {
+                    None => return Ok(Some(At::Lower(dir))),
+                    Some(entry) if entry.kind == Some(FileType::Dir) => Some(self.upper_node(&node, name)?.0),
+                    Some(_) => None,
                 }
-                Some(_) => return Ok(None),
-            }
+            };
+            node = match there.filter(|found| found.slot == Some(slot)) {
+                Some(found) => found,
+                None => match self.moved(slot)? {
+                    Some(found) => found,
+                    None => return Ok(None),
+                },
+            };
         }
         Ok(Some(At::Node(node)))
+    }
+
+    /// Finds where a directory of the lower went that is not in its place any more.
+    ///
+    /// Only the upper knows. It is searched once, when this is first asked, and again after a directory was renamed.
+    fn moved(&self, slot: Slot) -> Result<Option<Arc<Node<L, U>>>> {
+        let _path = self.path.read();
+        let path = {
+            let mut moved = self.moved.lock();
+            match &*moved {
+                Some(known) => known.get(&slot).cloned(),
+                None => moved.insert(self.search_moved()?).get(&slot).cloned(),
+            }
+        };
+        let (Some(path), Some(root)) = (path, self.nodes.get(ROOT)) else { return Ok(None) };
+        let mut node = root;
+        for name in path {
+            (node, _) = self.upper_node(&node, name.as_name())?;
+        }
+        Ok((node.slot == Some(slot)).then_some(node))
+    }
+
+    /// Searches the upper for directories that are not where they are in the lower; the caller holds the path lock.
+    fn search_moved(&self) -> Result<HashMap<Slot, Vec<NameBuf>>> {
+        let mut found = HashMap::new();
+        let mut todo: Vec<_> = self.nodes.get(ROOT).map(|root| (root, Vec::new())).into_iter().collect();
+        while let Some((node, path)) = todo.pop() {
+            let dirs: Vec<NameBuf> = self.with_names(&node, |names| {
+                let dirs = names.iter().filter(|(_, entry)| entry.kind == Some(FileType::Dir));
+                Ok(dirs.map(|(name, _)| name.to_buf()).collect())
+            })?;
+            for name in dirs {
+                let (child, _) = self.upper_node(&node, name.as_name())?;
+                let mut path: Vec<NameBuf> = path.clone();
+                path.push(name);
+                if let (Some(slot), Some(name)) = (child.slot, path.last()) {
+                    let here = match node.slot {
+                        Some(dir) => self.lower.lookup(dir, name.as_name())?,
+                        None => None,
+                    };
+                    if here != Some(slot) {
+                        found.insert(slot, path.clone());
+                    }
+                }
+                todo.push((child, path));
+            }
+            self.release_node(node);
+        }
+        Ok(found)
     }
 
     /// Finds a name under which programs see a lower inode: the number of its directory, and the name.

@@ -152,7 +152,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let dir_node = self.dir_in_upper(parent)?;
         let _path = self.path.read();
         let dir = self.dir(&dir_node)?;
-        if self.is_gone(&node) {
+        if matches!(&*node.place.read(), Place::Gone(last) if last.stat.nlink == 0) {
             return Err(Errno::ENOENT.into());
         }
         self.note_body_below(&node)?;
@@ -182,6 +182,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let over = if view.whiteout() { Over::Whiteout } else { Over::Nothing };
         let known = match &*node.place.read() {
             Place::Upper(up) => (up.indexed, up.names.first().cloned()),
+            // It has names that this mount has not met.
+            Place::Gone(last) if last.stat.nlink > 0 => (false, None),
             _ => return Err(Errno::ENOENT.into()),
         };
         match known {
@@ -193,14 +195,19 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 // The source's directory is not locked: a name that moves meanwhile is ENOENT, as between any two programs.
                 upper.link(Target::At(&self.dir(&parent)?, old.as_name()), dir, name, over)?;
             }
-            (false, None) => match self.upper_file(node) {
+            (false, None) => match self.open_inode(node) {
                 Some(file) => upper.link(Target::File(&*file), dir, name, over)?,
                 None => return Err(Errno::ENOENT.into()),
             },
         }
         names.set(name, Some(node.kind), Some(node.id));
-        self.gain_upper_name(node, dir_node, name);
-        upper.stat(Target::At(dir, name))
+        let (stat, marks) = upper.find(Target::At(dir, name))?;
+        if self.is_gone(node) {
+            self.revive(node, dir_node, name, &stat, self.in_upper(dir_node, name, node.slot, &stat, &marks));
+        } else {
+            self.gain_upper_name(node, dir_node, name);
+        }
+        Ok(stat)
     }
 
     /// Notes on a metadata-only copy where its body is, before the copy gets a name of its own.

@@ -86,6 +86,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         moves_dir: bool,
         names: &mut Both<'_>,
     ) -> Result<()> {
+        if moves_dir {
+            *self.moved.lock() = None;
+        }
         let from_view = self.view(from.parent, names.from(), from.name)?;
         let to_view = self.view(to.parent, names.to(), to.name)?;
         if self.is_gone(to.parent) {

@@ -11,8 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use layer::{FileType, Ino, Name, Slot, Stat};
-use parking_lot::{RwLock, RwLockWriteGuard};
+use layer::{FileType, Ino, Name, NameBuf, Slot, Stat};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use crate::error::{Errno, Error, Result};
 use crate::ids::Ids;
@@ -34,6 +34,8 @@ pub struct Overlay<L: Lower, U: Upper> {
     /// Which spare stands for a backing inode.
     stand_ins: RwLock<HashMap<u64, Ino>>,
     dirs_open: AtomicUsize,
+    /// Where directories of the lower went that were moved; `None` when that is not known.
+    pub(crate) moved: Mutex<Option<HashMap<Slot, Vec<NameBuf>>>>,
 }
 
 /// What a union does beyond the two trees.
@@ -138,6 +140,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             spares: AtomicU64::new(0),
             stand_ins: RwLock::default(),
             dirs_open: AtomicUsize::new(0),
+            moved: Mutex::new(None),
         })
     }
 
@@ -189,6 +192,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     pub(crate) fn node(&self, id: Ino) -> Result<Arc<Node<L, U>>> {
         match self.at(id)? {
             At::Node(node) => Ok(node),
+            // Not known to the kernel now, but copied up before, by another name.
+            At::Lower(slot) if self.indexed.read().contains(&id) => self.indexed_node(id, slot),
             At::Lower(slot) => {
                 let kind = self.lower.stat(slot)?.kind;
                 Ok(self
@@ -489,7 +494,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Adds a name to a known node; `false` when the node is another inode that only had this number.
-    fn revive(
+    pub(crate) fn revive(
         &self,
         node: &Arc<Node<L, U>>,
         parent: &Arc<Node<L, U>>,
@@ -507,8 +512,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 }
                 true
             }
-            // A name that was not known keeps the inode alive.
-            Place::Gone(_) if same && stat.nlink > 1 && stat.kind == node.kind && stat.kind != FileType::Dir => {
+            // A name that was not known kept the inode, and its number with it.
+            Place::Gone(last) if same && last.stat.nlink > 0 && stat.kind == node.kind && stat.kind != FileType::Dir => {
                 *place = Place::Upper(fresh);
                 true
             }
@@ -522,7 +527,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
     }
 
-    fn in_upper(
+    pub(crate) fn in_upper(
         &self,
         parent: &Arc<Node<L, U>>,
         name: Name<'_>,

@@ -7,7 +7,7 @@ use overlay::{Access, Caller, Privilege, RenameFlags};
 use super::op::{Fill, Handle, Kind, Op, Path, p};
 use super::random::Random;
 use super::stack::{capability, random_name, random_path};
-use super::tree::{CAPABILITY, Tree};
+use super::tree::{CAPABILITY, Id, Tree};
 
 /// What operations may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub fn choose(random: &mut Random, tree: &Tree, means: Means) -> Op {
 impl Chooser<'_> {
     fn op(&mut self) -> Op {
         // Weights of: names, rename, attributes, opening, open files, directories, the rest.
-        match self.random.weighted(&[24, 16, 16, 10, 22, 8, 4]) {
+        match self.random.weighted(&[24, 16, 14, 10, 22, 10, 4]) {
             0 => self.name_op(),
             1 => self.rename(),
             2 => self.attribute_op(),
@@ -62,6 +62,20 @@ impl Chooser<'_> {
         if fit.is_empty() || self.random.chance(12) { random_path(self.random) } else { self.random.pick(&fit).clone() }
     }
 
+    fn one_of(&mut self, fits: impl Fn(&Tree, Id) -> bool) -> Path {
+        let there = self.tree.paths();
+        let fit: Vec<_> = there.into_iter().filter(|(path, id)| !path.0.is_empty() && fits(self.tree, *id)).collect();
+        if fit.is_empty() || self.random.chance(10) { self.path(None) } else { self.random.pick(&fit).0.clone() }
+    }
+
+    fn empty_dir(&mut self) -> Path {
+        self.one_of(|tree, id| tree.inode(id).kind() == FileType::Dir && tree.entries(id).is_empty())
+    }
+
+    fn not_dir(&mut self) -> Path {
+        self.one_of(|tree, id| tree.inode(id).kind() != FileType::Dir)
+    }
+
     /// A path in a directory that is there.
     fn new_path(&mut self) -> Path {
         if self.random.chance(10) {
@@ -80,7 +94,13 @@ impl Chooser<'_> {
 
     fn handle(&mut self) -> Handle {
         let open: Vec<_> = self.tree.opened().map(|(handle, ..)| handle).collect();
-        if open.is_empty() || self.random.chance(10) { self.random.below(4) as Handle } else { *self.random.pick(&open) }
+        if open.is_empty() || self.random.chance(3) { self.random.below(4) as Handle } else { *self.random.pick(&open) }
+    }
+
+    /// A number that is not in use, mostly.
+    fn fresh_handle(&mut self) -> Handle {
+        let free: Vec<Handle> = (0..4).filter(|handle| self.tree.opened().all(|(open, ..)| open != *handle)).collect();
+        if free.is_empty() { 0 } else { *self.random.pick(&free) }
     }
 
     fn dir_handle(&mut self) -> Handle {
@@ -117,14 +137,14 @@ impl Chooser<'_> {
 
     fn name_op(&mut self) -> Op {
         match self.random.weighted(&[4, 6, 5, 8, 6]) {
-            0 => Op::Create(self.random.below(4) as Handle, self.new_path(), self.perm(), self.caller()),
+            0 => Op::Create(self.fresh_handle(), self.new_path(), self.perm(), self.caller()),
             1 => Op::Make(self.new_path(), self.perm(), self.caller(), self.kind()),
             2 => {
                 let kind = if self.random.chance(80) { Some(FileType::File) } else { None };
                 Op::Link(self.path(kind), self.new_path())
             }
-            3 => Op::Unlink(self.path(None)),
-            _ => Op::Rmdir(self.path(Some(FileType::Dir))),
+            3 => Op::Unlink(self.not_dir()),
+            _ => Op::Rmdir(self.empty_dir()),
         }
     }
 
@@ -139,7 +159,16 @@ impl Chooser<'_> {
             RenameFlags::Exchange,
         ]);
         let onto_something = flags == RenameFlags::Exchange || self.random.chance(40);
-        let to = if onto_something { self.path(kind) } else { self.new_path() };
+        let mut to = from.clone();
+        for _ in 0..4 {
+            to = if onto_something { self.path(kind) } else { self.new_path() };
+            let related = to == from || to.holds(&from) || from.holds(&to);
+            let full = flags == RenameFlags::Replace
+                && self.tree.walk(&to).is_ok_and(|id| !self.tree.entries(id).is_empty());
+            if !related && !full {
+                break;
+            }
+        }
         Op::Rename(from, to, flags)
     }
 
@@ -185,7 +214,7 @@ impl Chooser<'_> {
     fn open(&mut self) -> Op {
         let access = *self.random.pick(&[Access::Read, Access::Read, Access::Write, Access::Write, Access::Truncate]);
         let path = self.path(Some(FileType::File));
-        Op::Open(self.random.below(4) as Handle, path, access, self.privilege())
+        Op::Open(self.fresh_handle(), path, access, self.privilege())
     }
 
     fn file_op(&mut self) -> Op {
@@ -201,6 +230,7 @@ impl Chooser<'_> {
             7 => Op::ChmodOpen(handle, self.perm()),
             8 if self.means.privileged => Op::ChownOpen(handle, Some(1000), None),
             9 => Op::SetXattrOpen(handle, p("user.y"), b"y".to_vec()),
+            10 if self.random.chance(50) => Op::XattrsOpen(handle),
             10 => Op::Stat(handle),
             11 => Op::Seek(handle, offset, *self.random.pick(&[Seek::Data, Seek::Hole])),
             12 => {
@@ -219,11 +249,11 @@ impl Chooser<'_> {
 
     fn dir_op(&mut self) -> Op {
         match self.random.below(10) {
-            0..=2 => {
+            0 | 1 => {
                 let path = if self.random.chance(30) { p("") } else { self.path(Some(FileType::Dir)) };
                 Op::DirOpen(self.random.below(3) as Handle, path)
             }
-            3..=6 => Op::DirNext(self.dir_handle(), 1 + self.random.below(5)),
+            2..=6 => Op::DirNext(self.dir_handle(), 1 + self.random.below(5)),
             7 => Op::DirRewind(self.dir_handle()),
             8 => Op::MkdirAt(self.dir_handle(), p(random_name(self.random))),
             _ => Op::DirClose(self.dir_handle()),

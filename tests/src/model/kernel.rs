@@ -25,6 +25,8 @@ pub enum Got {
     Count(u64),
     /// Names of a directory, and whether that was all.
     Names(Vec<Vec<u8>>, bool),
+    /// Extended attributes.
+    Xattrs(BTreeMap<Vec<u8>, Vec<u8>>),
 }
 
 /// An answer to a program; a fault of the disk is an error too, told apart by its words.
@@ -197,6 +199,7 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
             }
             Op::Create(handle, path, perm, caller) => {
                 let (dir, name) = self.walk_parent(path, Errno::EEXIST)?;
+                self.child(dir, name)?;
                 let attr = self.overlay.create(dir, checked(name)?, *perm, *caller)?;
                 self.told(dir, name, &attr)?;
                 self.use_inode(attr.id);
@@ -217,12 +220,14 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
             }
             Op::Unlink(path) => {
                 let (dir, name) = self.walk_parent(path, Errno::EBUSY)?;
+                self.child(dir, name)?;
                 self.overlay.unlink(dir, checked(name)?)?;
                 self.dentries.remove(&(dir, name.to_vec()));
                 Ok(Got::Done)
             }
             Op::Rmdir(path) => {
                 let (dir, name) = self.walk_parent(path, Errno::EBUSY)?;
+                self.child(dir, name)?;
                 self.overlay.rmdir(dir, checked(name)?)?;
                 self.dentries.remove(&(dir, name.to_vec()));
                 Ok(Got::Done)
@@ -261,7 +266,7 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
                 self.files.insert(*handle, ino);
                 Ok(Got::Done)
             }
-            Op::Read(..) | Op::Write(..) | Op::Stat(_) | Op::Sync(_) | Op::Seek(..) | Op::Allocate(..) | Op::CopyRange(..) => {
+            Op::Read(..) | Op::Write(..) | Op::Stat(_) | Op::XattrsOpen(_) | Op::Sync(_) | Op::Seek(..) | Op::Allocate(..) | Op::CopyRange(..) => {
                 self.file_op(op)
             }
             Op::Close(handle) => {
@@ -290,8 +295,8 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
             Kind::Device(kind, dev) => Make::Device(*kind, *dev),
             Kind::Special(kind) => Make::Special(*kind),
         };
-        // The kernel looks the name up first.
-        if matches!(kind, Kind::Device(..)) && self.child(dir, name)?.is_some() {
+        // The kernel looks every name up first; what is there it need not ask about, but the core is to know by itself.
+        if self.child(dir, name)?.is_some() && matches!(kind, Kind::Device(..)) {
             return Err(Errno::EEXIST.into());
         }
         let attr = self.overlay.make(dir, checked(name)?, perm, caller, what)?;
@@ -306,6 +311,7 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
             let refused = if self.kind(ino) == FileType::Dir { Errno::EPERM } else { Errno::ENOENT };
             return Err(if exists { Errno::EEXIST } else { refused }.into());
         }
+        self.child(dir, name)?;
         let attr = self.overlay.link(ino, dir, checked(name)?)?;
         if attr.id != ino {
             return Err(Failed::Fault(format!("a link of nodeid {:#x} is {:#x}", ino.0, attr.id.0)));
@@ -395,6 +401,7 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
                 Ok(Got::Count(count as u64))
             }
             Op::Stat(handle) => self.attr(self.file(*handle)?),
+            Op::XattrsOpen(handle) => Ok(Got::Xattrs(self.xattrs(self.file(*handle)?)?)),
             Op::Sync(handle) => {
                 self.overlay.sync(self.file(*handle)?, false)?;
                 Ok(Got::Done)
@@ -624,12 +631,16 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
             }
             _ => Vec::new(),
         };
+        Ok(Found { seen: seen(attr), data, xattrs: self.xattrs(id)?, entry })
+    }
+
+    fn xattrs(&self, id: Ino) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
         let mut xattrs = BTreeMap::new();
         for name in self.overlay.xattr_names(id)? {
             let value = self.overlay.xattr(id, &name)?;
             xattrs.insert(name, value);
         }
-        Ok(Found { seen: seen(attr), data, xattrs, entry })
+        Ok(xattrs)
     }
 }
 

@@ -124,6 +124,8 @@ pub enum Op {
     SetXattrOpen(Handle, Path, Vec<u8>),
     /// fstat(2).
     Stat(Handle),
+    /// flistxattr(2), and fgetxattr(2) of each.
+    XattrsOpen(Handle),
     /// fsync(2).
     Sync(Handle),
     /// lseek(2) for data and holes.

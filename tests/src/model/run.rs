@@ -50,7 +50,7 @@ impl fmt::Debug for Case {
         }
         writeln!(f, "]\nops: vec![")?;
         for op in &self.ops {
-            writeln!(f, "    {op:?},")?;
+            writeln!(f, "    Op::{op:?},")?;
         }
         write!(f, "]")
     }
@@ -217,6 +217,7 @@ pub fn answer_agrees(
             agree(tree, *id, &seen, scope).map_err(|why| format!("the reply: {why}"))
         }
         (Ok(Expected::Inode(_)), Ok(Got::Done)) => Ok(()),
+        (Ok(Expected::Xattrs(id)), Ok(Got::Xattrs(got))) if tree.inode(*id).xattrs == got => Ok(()),
         (Ok(Expected::Bytes(bytes)), Ok(Got::Bytes(got))) if *bytes == got => Ok(()),
         (Ok(Expected::Count(count)), Ok(Got::Count(got))) if *count == got => Ok(()),
         (Ok(Expected::Entries(handle)), Ok(Got::Names(names, ended))) => tree.stream_gave(*handle, &names, ended),
@@ -300,9 +301,30 @@ impl Trial<'_> {
     }
 }
 
+thread_local! {
+    static QUIET: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Keeps the panics that a case is allowed to end in from being printed.
+fn hush() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                loud(info);
+            }
+        }));
+    });
+}
+
 /// Runs a case; a panic is a failure like any other.
 fn attempt(run: &dyn Fn(&Case) -> Result<u64, String>, case: &Case) -> Result<u64, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(case))) {
+    hush();
+    QUIET.set(true);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(case)));
+    QUIET.set(false);
+    match result {
         Ok(result) => result,
         Err(panic) => {
             let why = panic.downcast_ref::<String>().cloned();
@@ -330,6 +352,17 @@ fn shrink(run: &dyn Fn(&Case) -> Result<u64, String>, mut case: Case, mut why: S
                 }
             }
         };
+        for settings in [
+            Settings { look_every: 1, ..case.settings },
+            Settings { look_every: 0, ..case.settings },
+            Settings { open_dirs: 1000, ..case.settings },
+            Settings { small: 1000, ..case.settings },
+        ] {
+            let simpler = settings != case.settings && (settings.look_every, case.settings.look_every) != (1, 0);
+            if simpler {
+                attempt_at(Case { settings, ..case.clone() }, &mut case, &mut why);
+            }
+        }
         let mut chunk = (case.ops.len() / 2).max(1);
         loop {
             let mut at = case.ops.len();

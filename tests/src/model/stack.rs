@@ -51,10 +51,10 @@ pub fn capability() -> Vec<u8> {
 
 /// Makes a stack of up to five layers.
 pub fn random_stack(random: &mut Random, form: Form) -> Stack {
-    let layers = [0, 1, 1, 1, 2, 2, 3, 4, 5][random.below(9)];
+    let layers = [0, 1, 1, 2, 2, 3, 4, 6][random.below(8)];
     let mut stack = Stack::new();
     for _ in 0..layers {
-        let tries = 1 + random.below(10);
+        let tries = 3 + random.below(16);
         let mut layer = Vec::new();
         for _ in 0..tries {
             add_item(random, form, &mut layer);

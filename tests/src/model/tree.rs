@@ -91,6 +91,8 @@ pub enum Expected {
     Seek(Vec<u8>, u64, Seek),
     /// Entries for this stream.
     Entries(Handle),
+    /// The attributes of this inode.
+    Xattrs(Id),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -406,7 +408,13 @@ impl Tree {
                 Ok(Expected::Done)
             }
             Op::Open(handle, path, access, privilege) => self.open(*handle, path, *access, *privilege, now),
-            Op::Read(..) | Op::Write(..) | Op::TruncateOpen(..) | Op::Stat(_) | Op::Sync(_) | Op::Seek(..) => {
+            Op::Read(..)
+            | Op::Write(..)
+            | Op::TruncateOpen(..)
+            | Op::Stat(_)
+            | Op::XattrsOpen(_)
+            | Op::Sync(_)
+            | Op::Seek(..) => {
                 Ok(self.file_op(op, now).unwrap_or(Expected::Skip))
             }
             Op::Allocate(..) | Op::CopyRange(..) => Ok(self.range_op(op, now).unwrap_or(Expected::Skip)),
@@ -621,9 +629,13 @@ impl Tree {
 
     fn file_op(&mut self, op: &Op, now: Time) -> Option<Expected> {
         let open = match op {
-            Op::Read(h, ..) | Op::Write(h, ..) | Op::TruncateOpen(h, ..) | Op::Stat(h) | Op::Sync(h) | Op::Seek(h, ..) => {
-                self.handle(*h)?
-            }
+            Op::Read(h, ..)
+            | Op::Write(h, ..)
+            | Op::TruncateOpen(h, ..)
+            | Op::Stat(h)
+            | Op::XattrsOpen(h)
+            | Op::Sync(h)
+            | Op::Seek(h, ..) => self.handle(*h)?,
             _ => return None,
         };
         let (id, writes) = (open.id, open.access != Access::Read);
@@ -644,6 +656,7 @@ impl Tree {
             }
             Op::TruncateOpen(_, size, privilege) if writes => self.truncate(id, *size, *privilege, now),
             Op::Stat(_) => Expected::Inode(id),
+            Op::XattrsOpen(_) => Expected::Xattrs(id),
             Op::Sync(_) => Expected::Done,
             Op::Seek(_, offset, what) => Expected::Seek(self.inode(id).content()?.clone(), *offset, *what),
             _ => return None,
