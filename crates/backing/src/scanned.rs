@@ -169,6 +169,7 @@ impl Scanned {
                 dir: fd.as_fd(),
                 number: source.layer,
                 last: source.layer + 1 == self.layers.len(),
+                has_whiteouts: marks.has_whiteouts,
                 options: self.options,
             };
             marks.opaque |= merge.add(&layer).map_err(failed)? == Opaque::Yes;
@@ -202,12 +203,12 @@ impl Scanned {
 
     /// Returns the directory that holds `slot`'s first name; `None` for the root.
     fn parent_of(&self, slot: Slot) -> Result<Option<Slot>> {
-        Ok(if slot == self.root() { None } else { Some(self.node(slot)?.place.parent) })
+        Ok(if slot == self.root() { None } else { Some(self.node(slot)?.place().parent) })
     }
 
     /// Returns `slot`'s first name, which is not the root.
     fn name(&self, slot: Slot) -> Result<Name<'_>> {
-        let place = self.node(slot)?.place;
+        let place = self.node(slot)?.place();
         let listing = self.node(place.parent)?.dir.as_deref().and_then(|dir| dir.listing.get());
         listing.and_then(|listing| listing.get(place.position)).map(|(name, _)| name).ok_or_else(|| unknown(slot))
     }
@@ -217,9 +218,7 @@ impl Scanned {
         let (mut names, mut at, mut path) = (Vec::new(), dir, TreePath::root());
         while let Some(parent) = self.parent_of(at)? {
             let listing = self.node(at)?.dir.as_deref().and_then(|dir| dir.listing.get());
-            if let Some(elsewhere) =
-                listing.and_then(|listing| listing.source(layer)).and_then(|source| source.path.as_ref())
-            {
+            if let Some(elsewhere) = listing.and_then(|listing| listing.elsewhere(layer)) {
                 path = elsewhere.clone();
                 break;
             }
@@ -232,7 +231,7 @@ impl Scanned {
 
     /// Returns where a slot's own (topmost) inode is.
     fn place(&self, slot: Slot) -> Result<(u16, TreePath)> {
-        let layer = self.node(slot)?.place.layer;
+        let layer = self.node(slot)?.place().layer;
         Ok(match self.parent_of(slot)? {
             None => (layer, TreePath::root()),
             Some(parent) => (layer, self.dir_path(parent, layer)?.join(self.name(slot)?)),
@@ -261,7 +260,7 @@ impl Scanned {
     /// Opens the content of a regular file, in whichever layer it is.
     fn content(&self, slot: Slot) -> Result<(OwnedFd, Stat)> {
         let (mut layer, mut path) = self.place(slot)?;
-        let mut search = Search::content(self, self.node(slot)?.place.parent, self.name(slot)?, layer);
+        let mut search = Search::content(self, self.node(slot)?.place().parent, self.name(slot)?, layer);
         loop {
             let shown = || self.layers.shown(layer, &path);
             let failed = |failed| sys::fault("open", shown(), failed);
@@ -358,7 +357,7 @@ impl Lower for Scanned {
     }
 
     fn parent(&self, slot: Slot) -> Result<Slot> {
-        Ok(self.node(slot)?.place.parent)
+        Ok(self.node(slot)?.place().parent)
     }
 
     fn path(&self, slot: Slot) -> Result<TreePath> {

@@ -24,8 +24,10 @@ pub(super) struct Dir {
 /// The entries of a directory, sorted by name.
 #[derive(Debug)]
 pub(super) struct Listing {
-    /// The directories that were merged, topmost first.
-    pub(super) sources: Box<[Source]>,
+    /// The layers whose directories were merged, topmost first.
+    pub(super) layers: Box<[u16]>,
+    /// Where the directory is in a layer, if not where its parent is, under its own name; few have any.
+    elsewhere: Option<Box<[(u16, TreePath)]>>,
     names: Box<[u8]>,
     entries: Box<[Entry]>,
 }
@@ -60,7 +62,10 @@ impl Listing {
             names.extend_from_slice(name.as_bytes());
             entries.push(Entry { end: u32::try_from(names.len()).ok()?, slot });
         }
-        Some(Listing { sources: sources.into(), names: names.into(), entries: entries.into() })
+        let layers = sources.iter().map(|source| source.layer).collect();
+        let elsewhere: Vec<_> = sources.into_iter().filter_map(|source| Some((source.layer, source.path?))).collect();
+        let elsewhere = (!elsewhere.is_empty()).then(|| elsewhere.into());
+        Some(Listing { layers, elsewhere, names: names.into(), entries: entries.into() })
     }
 
     /// Returns the entry at `position`.
@@ -83,9 +88,9 @@ impl Listing {
         None
     }
 
-    /// Returns the source in `layer`.
-    pub(super) fn source(&self, layer: u16) -> Option<&Source> {
-        self.sources.binary_search_by_key(&layer, |source| source.layer).ok().map(|index| &self.sources[index])
+    /// Returns where the directory is in `layer`, if not where its parent is, under its own name.
+    pub(super) fn elsewhere(&self, layer: u16) -> Option<&TreePath> {
+        self.elsewhere.as_deref()?.iter().find(|(of, _)| *of == layer).map(|(_, path)| path)
     }
 
     fn bytes(&self, position: usize) -> &[u8] {

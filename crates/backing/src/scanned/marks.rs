@@ -13,8 +13,9 @@ use rustix::io::Result;
 pub(super) struct Marks {
     /// A directory: nothing below it shows through.
     pub(super) opaque: bool,
-    /// An empty regular file: a whiteout. (The kernel also wants `opaque` of the directory to be `x`, but only to know where
-    /// to look when it lists; what it looks up is hidden in any case.)
+    /// A directory: empty regular files in it may be whiteouts.
+    pub(super) has_whiteouts: bool,
+    /// An empty regular file, in such a directory: hides what is below.
     pub(super) whiteout: bool,
     /// A regular file: the content is that of a file further down.
     pub(super) metacopy: bool,
@@ -42,7 +43,11 @@ impl Marks {
         for name in names.split(|&b| b == 0) {
             let short = NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace));
             match short {
-                Some(b"opaque") => marks.opaque |= get(name)?.is_some_and(|value| value.starts_with(b"y")),
+                Some(b"opaque") => match get(name)?.as_deref() {
+                    Some([b'y', ..]) => marks.opaque = true,
+                    Some([b'x', ..]) => marks.has_whiteouts = true,
+                    _ => {}
+                },
                 Some(b"redirect") if marks.redirect.is_none() => marks.redirect = get(name)?.as_deref().map(redirect),
                 Some(b"metacopy") => marks.metacopy = true,
                 Some(b"whiteout") => marks.whiteout = true,
@@ -96,7 +101,8 @@ mod tests {
             assert!(!read(&[(name, "n")]).opaque && !read(&[(name, "")]).opaque);
         }
         assert!(!read(&[("user.opaque", "y")]).opaque);
-        assert!(!read(&[("trusted.overlay.opaque", "x")]).opaque);
+        let marks = read(&[("trusted.overlay.opaque", "x")]);
+        assert!(marks.has_whiteouts && !marks.opaque);
         assert!(read(&[("user.overlay.whiteout", "")]).whiteout && read(&[("trusted.overlay.metacopy", "")]).metacopy);
     }
 

@@ -22,6 +22,8 @@ pub(super) struct Layer<'a> {
     pub(super) number: u16,
     /// No layer is below: what directories say about those does not matter.
     pub(super) last: bool,
+    /// Empty regular files may be whiteouts ([`Marks::has_whiteouts`]).
+    pub(super) has_whiteouts: bool,
     pub(super) options: Options,
 }
 
@@ -253,8 +255,9 @@ fn wanted(layer: &Layer<'_>, found: &Attributes) -> bool {
     let stat = &found.stat;
     match stat.kind {
         FileType::Dir => !layer.last,
-        // A whiteout by attribute is empty; a metadata-only copy has its size, and no content but holes.
-        FileType::File => stat.size == 0 || stat.blocks.saturating_mul(512) < stat.size,
+        FileType::File if stat.size == 0 => layer.has_whiteouts,
+        // A metadata-only copy has its size, and no content but holes.
+        FileType::File => stat.blocks.saturating_mul(512) < stat.size,
         _ => false,
     }
 }

@@ -127,8 +127,7 @@ impl<'a> Search<'a> {
     fn beside(&mut self, name: NameBuf, after: u16) -> Result<Option<Source>> {
         let Some(parent) = self.parent else { return Ok(None) };
         let Some(listing) = self.scanned.listing(parent)? else { return Ok(None) };
-        let Some(source) = listing.sources.iter().find(|source| source.layer > after) else { return Ok(None) };
-        let layer = source.layer;
+        let Some(layer) = listing.layers.iter().copied().find(|&layer| layer > after) else { return Ok(None) };
         let above = self.scanned.dir_path(parent, layer)?;
         let probe =
             self.probe(&self.open(layer, &above)?, name.as_name(), || self.scanned.layers.shown(layer, &above))?;
@@ -225,7 +224,7 @@ impl<'a> Search<'a> {
 }
 
 fn is_marked_whiteout(dir: BorrowedFd<'_>, name: Name<'_>) -> rustix::io::Result<bool> {
-    Ok(marks_at(dir, name.as_bytes())?.whiteout)
+    Ok(marks_of(dir)?.has_whiteouts && marks_at(dir, name.as_bytes())?.whiteout)
 }
 
 fn exists(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<bool> {

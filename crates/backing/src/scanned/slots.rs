@@ -42,7 +42,10 @@ pub(super) struct Node {
     /// What is known of its extended attributes.
     pub(super) xattrs: AtomicU8,
     pub(super) content: Content,
-    pub(super) place: Place,
+    // A `Place`, apart so that it leaves no gap.
+    layer: u16,
+    parent: Slot,
+    position: u32,
     pub(super) dir: Option<Box<Dir>>,
 }
 
@@ -90,7 +93,9 @@ impl Node {
             kind: stat.kind,
             xattrs: AtomicU8::new(xattrs::UNKNOWN),
             content,
-            place,
+            layer: place.layer,
+            parent: place.parent,
+            position: place.position,
             dir,
         }
     }
@@ -101,6 +106,10 @@ impl Node {
 
     pub(super) fn kind(&self) -> FileType {
         self.kind
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place { parent: self.parent, position: self.position, layer: self.layer }
     }
 
     pub(super) fn nlink(&self) -> u32 {
@@ -434,7 +443,7 @@ mod tests {
             let stat = stat(kind);
             assert_eq!(Node::new(Ino(7), &stat, place(0), What::File(Content::Here)).stat(), stat);
         }
-        assert!(std::mem::size_of::<OnceLock<Node>>() <= 112, "{}", std::mem::size_of::<OnceLock<Node>>());
+        assert!(std::mem::size_of::<OnceLock<Node>>() <= 104, "{}", std::mem::size_of::<OnceLock<Node>>());
     }
 
     #[test]
