@@ -118,18 +118,15 @@ fn remedy(cause: &io::Error) -> &'static str {
     }
 }
 
-/// Makes outside bytes fit for a message: escaped, and cut to some hundred characters.
+/// Makes outside bytes fit for a message: control characters escaped, and cut to some hundred characters.
 pub(crate) fn shown(bytes: &[u8]) -> String {
     const LONGEST: usize = 300;
-    let text: String = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)])
-        .chars()
-        .flat_map(|c| {
-            c.is_control()
-                .then(|| c.escape_default().to_string())
-                .unwrap_or_else(|| c.to_string())
-                .chars()
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let mut text = String::new();
+    for c in String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]).chars() {
+        match c.is_control() {
+            true => text.extend(c.escape_default()),
+            false => text.push(c),
+        }
+    }
     if bytes.len() > LONGEST { text + "..." } else { text }
 }

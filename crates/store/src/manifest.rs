@@ -295,7 +295,7 @@ pub(crate) fn read_config(bytes: &[u8], what: &str) -> Result<Config> {
 /// Reads standard base64 (RFC 4648); padding may be left out; `None` for anything else.
 pub(crate) fn base64(text: &[u8]) -> Option<Vec<u8>> {
     let end = text.iter().rposition(|&b| b != b'=').map_or(0, |last| last + 1);
-    if text.len() - end > 2 || end % 4 == 1 || (text.len() != end && text.len() % 4 != 0) {
+    if text.len() - end > 2 || end % 4 == 1 || (text.len() != end && !text.len().is_multiple_of(4)) {
         return None;
     }
     let mut bytes = Vec::with_capacity(end / 4 * 3 + 2);

@@ -4,7 +4,7 @@ mod docker;
 mod files;
 mod oci;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use layer::{DiffId, Digest};
 
@@ -129,13 +129,6 @@ impl Source {
             Place::Stdin => "standard input".into(),
         }
     }
-
-    pub(crate) fn path(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Path(path) => Some(path),
-            Place::Stdin => None,
-        }
-    }
 }
 
 /// Which images of a source are meant.
@@ -219,8 +212,8 @@ mod tests {
         ] {
             let source = Source::parse(text).unwrap();
             assert_eq!(
-                (source.form, source.path(), source.reference.as_deref()),
-                (form, Some(Path::new(path)), reference)
+                (source.form, source.place, source.reference.as_deref()),
+                (form, Place::Path(path.into()), reference)
             );
             assert!(Source::is_source(text));
         }
