@@ -126,8 +126,6 @@ fn comparable(mut tree: Tree) -> Tree {
     tree.retain(|path, _| !broken.iter().any(|above| path.starts_with(above)));
     for (path, seen) in &mut tree {
         if let Seen::Whole { stat, .. } = seen {
-            // Reading a directory sets its access time where the mount is not read-only.
-            stat.atime = stat.mtime;
             if stat.kind == FileType::Dir {
                 stat.nlink = 0;
             }
