@@ -1,7 +1,7 @@
 //! What a container changed, from its upper alone: names that the upper does not hold are never looked at, but where a
 //! directory was moved or made opaque.
 
-mod upper;
+pub(crate) mod upper;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -10,19 +10,19 @@ use layer::{Dev, FileType, Name, NameBuf, Stat, TreePath};
 use rustix::io::Errno;
 
 /// What the upper has under a name.
-pub(super) struct Found {
-    pub(super) stat: Stat,
-    pub(super) whiteout: bool,
-    pub(super) opaque: bool,
+pub(crate) struct Found {
+    pub(crate) stat: Stat,
+    pub(crate) whiteout: bool,
+    pub(crate) opaque: bool,
     /// Only the metadata is here.
-    pub(super) metacopy: bool,
-    pub(super) redirect: Option<Redirect>,
+    pub(crate) metacopy: bool,
+    pub(crate) redirect: Option<Redirect>,
     /// What a program sees, sorted by name.
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Where in the lower a moved directory came from.
-pub(super) enum Redirect {
+pub(crate) enum Redirect {
     Beside(NameBuf),
     From(TreePath),
     /// Nowhere that a lower could have.
@@ -35,13 +35,13 @@ const PRIVATE: [&[u8]; 5] =
     [b"trusted.plyfs.", b"user.plyfs.", b"user.fuseoverlayfs.", override_stat::NAME, b"security.selinux"];
 
 impl Found {
-    pub(super) fn is_dir(&self) -> bool {
+    pub(crate) fn is_dir(&self) -> bool {
         self.stat.kind == FileType::Dir
     }
 }
 
 /// Returns the names in a directory of the upper.
-pub(super) fn names(dir: &OwnedFd) -> Result<BTreeSet<NameBuf>, Errno> {
+pub(crate) fn names(dir: &OwnedFd) -> Result<BTreeSet<NameBuf>, Errno> {
     let mut names = BTreeSet::new();
     let here = sys::open_beneath(dir, b"", rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY)?;
     sys::read_dir(&here, |entry| {
@@ -52,7 +52,7 @@ pub(super) fn names(dir: &OwnedFd) -> Result<BTreeSet<NameBuf>, Errno> {
 }
 
 /// Returns what the upper has under `name`; `None` if nothing.
-pub(super) fn find(dir: &OwnedFd, name: Name<'_>) -> Result<Option<Found>, Errno> {
+pub(crate) fn find(dir: &OwnedFd, name: Name<'_>) -> Result<Option<Found>, Errno> {
     let stat = match sys::stat_at(dir, name.as_bytes()) {
         Err(Errno::NOENT) => return Ok(None),
         found => found?.stat,
