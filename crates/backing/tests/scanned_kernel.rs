@@ -170,22 +170,42 @@ fn compare(layers: &[Vec<Put>]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Deep stacks of few names, full of redirects that lead over each other.
+fn renamed_stacks() -> impl Strategy<Value = Vec<Vec<Put>>> {
+    let name = || prop_oneof![Just("a"), Just("b")];
+    let path = move || prop::collection::vec(name(), 1..4).prop_map(|names| names.join("/"));
+    let to = move || prop_oneof![2 => path().prop_map(|path| format!("/{path}")), 1 => name().prop_map(String::from)];
+    let put = prop_oneof![
+        4 => path().prop_map(Put::Dir),
+        2 => path().prop_map(|path| Put::File(format!("{path}/f"), Vec::new())),
+        4 => (path(), to()).prop_map(|(path, to)| Put::Xattr(path, "trusted.overlay.redirect".into(), to.into())),
+        1 => path().prop_map(|path| Put::Xattr(path, "trusted.overlay.opaque".into(), b"y".into())),
+        1 => path().prop_map(|path| Put::Device(path, 0)),
+    ];
+    prop::collection::vec(prop::collection::vec(put, 4..16), 3..6)
+}
+
+fn agree(test: &str, stacks: impl Strategy<Value = Vec<Vec<Put>>>) {
+    let stack = Stack::of([Vec::new(), Vec::new()]);
+    if let Err(refused) = kernel_mount(&stack.layers) {
+        let why = format!("overlayfs cannot be mounted ({refused})");
+        return skip(test, &why, "run it as root, Linux 6.8 or later");
+    }
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: if std::env::var_os("PLYFS_NIGHTLY").is_some() { 10_000 } else { 300 },
+        failure_persistence: None,
+        max_shrink_iters: 3000,
+        ..ProptestConfig::default()
+    });
+    runner.run(&stacks, |layers| compare(&layers)).unwrap();
+}
+
 #[test]
 fn the_kernels_overlayfs_shows_the_same() {
-    let test = "the_kernels_overlayfs_shows_the_same";
-    let stack = Stack::of([Vec::new(), Vec::new()]);
-    match kernel_mount(&stack.layers) {
-        Err(refused) => {
-            skip(test, &format!("overlayfs cannot be mounted ({refused})"), "run it as root, Linux 6.8 or later")
-        }
-        Ok(_) => {
-            let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-                cases: if std::env::var_os("PLYFS_NIGHTLY").is_some() { 10_000 } else { 300 },
-                failure_persistence: None,
-                max_shrink_iters: 3000,
-                ..ProptestConfig::default()
-            });
-            runner.run(&stacks(), |layers| compare(&layers)).unwrap();
-        }
-    }
+    agree("the_kernels_overlayfs_shows_the_same", stacks());
+}
+
+#[test]
+fn renamed_directories_go_on_where_the_kernel_finds_them() {
+    agree("renamed_directories_go_on_where_the_kernel_finds_them", renamed_stacks());
 }
