@@ -330,6 +330,20 @@ fn misses_are_answered_from_memory() {
 }
 
 #[test]
+fn what_was_read_ahead_is_in_memory() {
+    let stack = Stack::of([vec![file("d/sub/f", ""), file("f", "")], vec![file("d/g", "")]]);
+    let lower = stack.open(ALL);
+    lower.read_ahead(lower.root());
+    lower.read_ahead(slot(&lower, "f"));
+    let d = slot(&lower, "d");
+    std::fs::remove_dir_all(stack.layers[0].join("d")).unwrap();
+    assert_eq!(children(&lower, d).unwrap().len(), 2);
+    // What cannot be read ahead is no matter until it is asked for.
+    lower.read_ahead(d);
+    assert!(children(&lower, slot(&lower, "d/sub")).is_err());
+}
+
+#[test]
 fn files_of_every_kind_are_told_and_only_regular_ones_have_a_body() {
     let stack = Stack::of([vec![
         file("f", "x"),

@@ -1,13 +1,13 @@
 //! Everything found so far, by slot and by number: it only grows, and reading takes no lock.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU8;
 
 use layer::{Dev, FileType, Ino, Name, Slot, Stat, Time};
 use parking_lot::Mutex;
 
 use super::listing::Dir;
+use super::tables::{Growing, Numbers};
 
 /// The root's number.
 pub(super) const ROOT: Ino = Ino(1);
@@ -278,120 +278,6 @@ impl Adder<'_> {
     }
 }
 
-const CHUNK: u32 = 256;
-const GROUPS: usize = 25;
-
-/// A vector that grows without moving: group g has 2^g chunks of 256 elements.
-#[derive(Debug)]
-struct Growing<T> {
-    groups: [OnceLock<Box<[Chunk<T>]>>; GROUPS],
-}
-
-type Chunk<T> = OnceLock<Box<[OnceLock<T>]>>;
-
-impl<T> Default for Growing<T> {
-    fn default() -> Self {
-        Growing { groups: [const { OnceLock::new() }; GROUPS] }
-    }
-}
-
-impl<T> Growing<T> {
-    fn place(index: u32) -> (usize, usize, usize) {
-        let chunk = index / CHUNK + 1;
-        let group = chunk.ilog2();
-        (group as usize, (chunk - (1 << group)) as usize, (index % CHUNK) as usize)
-    }
-
-    fn get(&self, index: u32) -> Option<&T> {
-        let (group, chunk, cell) = Self::place(index);
-        self.groups[group].get()?[chunk].get()?[cell].get()
-    }
-
-    /// Sets an element that has none yet.
-    fn set(&self, index: u32, value: T) {
-        let (group, chunk, cell) = Self::place(index);
-        let chunks = self.groups[group].get_or_init(|| empty(1 << group));
-        let cells = chunks[chunk].get_or_init(|| empty(CHUNK as usize));
-        let set = cells[cell].set(value);
-        debug_assert!(set.is_ok(), "slot {index} is given out once");
-    }
-}
-
-fn empty<T>(len: usize) -> Box<[OnceLock<T>]> {
-    (0..len).map(|_| OnceLock::new()).collect()
-}
-
-const TABLES: usize = 24;
-
-/// Slots by their number: open addressing in a table that is at most three quarters full. A full one is followed by one of twice the
-/// size; readers of the old one go on undisturbed.
-#[derive(Debug)]
-struct Numbers {
-    tables: [OnceLock<Box<[AtomicU32]>>; TABLES],
-    current: AtomicUsize,
-}
-
-/// An unused cell.
-const FREE: u32 = u32::MAX;
-const SMALLEST: usize = 512;
-
-impl Default for Numbers {
-    fn default() -> Self {
-        Numbers { tables: [const { OnceLock::new() }; TABLES], current: AtomicUsize::new(0) }
-    }
-}
-
-impl Numbers {
-    fn find(&self, number: Ino, number_of: impl Fn(Slot) -> Option<Ino>) -> Option<Slot> {
-        let table = self.tables[self.current.load(Ordering::Acquire)].get()?;
-        for cell in probe(table, number) {
-            match cell.load(Ordering::Acquire) {
-                FREE => return None,
-                slot if number_of(Slot(slot)) == Some(number) => return Some(Slot(slot)),
-                _ => {}
-            }
-        }
-        None
-    }
-
-    /// Adds a number that is not there yet; one thread at a time. `len` numbers at most are there already.
-    fn insert(&self, number: Ino, slot: Slot, len: u32, number_of: impl Fn(Slot) -> Option<Ino>) {
-        let mut current = self.current.load(Ordering::Relaxed);
-        let mut table = self.tables[current].get_or_init(|| unused(SMALLEST));
-        if len as usize >= table.len() / 4 * 3 && current + 1 < TABLES {
-            let larger = unused(table.len() * 2);
-            for old in table.iter().map(|cell| cell.load(Ordering::Relaxed)).filter(|&old| old != FREE) {
-                if let Some(number) = number_of(Slot(old)) {
-                    put(&larger, number, old);
-                }
-            }
-            current += 1;
-            table = self.tables[current].get_or_init(|| larger);
-            put(table, number, slot.0);
-            self.current.store(current, Ordering::Release);
-        } else {
-            put(table, number, slot.0);
-        }
-    }
-}
-
-fn unused(len: usize) -> Box<[AtomicU32]> {
-    (0..len).map(|_| AtomicU32::new(FREE)).collect()
-}
-
-fn put(table: &[AtomicU32], number: Ino, slot: u32) {
-    if let Some(cell) = probe(table, number).find(|cell| cell.load(Ordering::Relaxed) == FREE) {
-        cell.store(slot, Ordering::Release);
-    }
-}
-
-/// Goes through the cells where `number` may be, the likeliest first; the table's size is a power of two.
-fn probe(table: &[AtomicU32], number: Ino) -> impl Iterator<Item = &AtomicU32> {
-    let mask = table.len() - 1;
-    let start = (number.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
-    (0..table.len()).map(move |step| &table[(start + step) & mask])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -443,7 +329,7 @@ mod tests {
             let stat = stat(kind);
             assert_eq!(Node::new(Ino(7), &stat, place(0), What::File(Content::Here)).stat(), stat);
         }
-        assert!(std::mem::size_of::<OnceLock<Node>>() <= 104, "{}", std::mem::size_of::<OnceLock<Node>>());
+        assert!(std::mem::size_of::<std::sync::OnceLock<Node>>() <= 104, "{}", std::mem::size_of::<std::sync::OnceLock<Node>>());
     }
 
     #[test]
