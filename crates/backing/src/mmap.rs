@@ -1,7 +1,7 @@
 //! Whole files mapped for reading.
 #![allow(unsafe_code)]
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use memmap2::{Mmap, MmapOptions};
 use rustix::io::{Errno, Result};
@@ -29,7 +29,6 @@ impl Map {
         if len == 0 {
             return Ok(Map(None));
         }
-        use std::os::fd::AsRawFd;
         // SAFETY: the bytes behind the shared slice must not change while it lives. That is the promise of whoever calls,
         // told in the type's doc; the map itself is private and read-only, so nothing here can break it.
         let map = unsafe { MmapOptions::new().len(len).map(file.as_fd().as_raw_fd()) };

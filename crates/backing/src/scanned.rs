@@ -85,7 +85,8 @@ impl Scanned {
 
     /// Reads the directories that `dir` holds, so that whoever asks for them next does not wait for the disk.
     ///
-    /// For a thread that runs beside one that walks the tree: it takes half of the time off a walk on a cold disk.     pub fn read_ahead(&self, dir: Slot) {
+    /// For a thread that runs beside one that walks the tree: it takes half of the time off a walk on a cold disk.
+    pub fn read_ahead(&self, dir: Slot) {
         let Ok(Some(listing)) = self.listing(dir) else { return };
         for (_, slot) in (0..).map_while(|position| listing.get(position)) {
             // A failure is told to whoever asks for it.
