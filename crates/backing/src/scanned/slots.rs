@@ -329,7 +329,7 @@ mod tests {
             let stat = stat(kind);
             assert_eq!(Node::new(Ino(7), &stat, place(0), What::File(Content::Here)).stat(), stat);
         }
-        assert!(std::mem::size_of::<std::sync::OnceLock<Node>>() <= 104, "{}", std::mem::size_of::<std::sync::OnceLock<Node>>());
+        assert!(std::mem::size_of::<std::sync::OnceLock<Node>>() <= 104);
     }
 
     #[test]
