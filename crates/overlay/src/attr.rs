@@ -15,7 +15,7 @@ use crate::union::{Attr, Overlay};
 use crate::upper::{SetAttr, SetTime, SetXattr, Target, Upper, UpperFile};
 
 /// The attribute that holds file capabilities.
-const CAPABILITY: &[u8] = b"security.capability";
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 /// A partial copy that is open.
 type Both<L, U> = Arc<Partial<<U as Upper>::File, <L as Lower>::File>>;
@@ -63,6 +63,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             FileType::Dir => return Err(Errno::EISDIR.into()),
             _ => return Err(Errno::EINVAL.into()),
         }
+        self.drop_privileges(node, privilege)?;
         self.sync_copy(node)?;
         let open = node.open.read().body.clone();
         match open {
@@ -73,7 +74,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 None => self.with_target(node, |upper, target| upper.open(target)?.truncate(size))?,
             },
         }
-        self.drop_privileges(node, privilege)
+        Ok(())
     }
 
     fn partial_body(&self, node: &Arc<Node<L, U>>) -> Result<Option<Both<L, U>>> {
@@ -105,8 +106,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         self.with_target(node, |upper, target| upper.sync_copy(target))
     }
 
-    /// Takes set-user-ID and set-group-ID bits and capabilities from a file whose content changed, as the kernel does on a
-    /// plain disk (file_remove_privs).
+    /// Takes set-user-ID and set-group-ID bits and capabilities from a file whose content is about to change, as the kernel
+    /// does on a plain disk (file_remove_privs).
     pub(crate) fn drop_privileges(&self, node: &Arc<Node<L, U>>, privilege: Privilege) -> Result<()> {
         self.with_target(node, |upper, target| {
             let stat = upper.stat(target)?;

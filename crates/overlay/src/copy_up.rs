@@ -2,7 +2,6 @@
 //!
 //! A crash before the step leaves the lower inode visible and nothing in the upper; the directory above keeps its times.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use layer::{FileType, Ino, Name, NameBuf, Slot, Stat};
@@ -10,9 +9,9 @@ use layer::{FileType, Ino, Name, NameBuf, Slot, Stat};
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower};
 use crate::names::Names;
-use crate::partial::{BLOCK, LAZY_MIN};
-use crate::node::{InUpper, Node, OpenBody, Place, ROOT};
-use crate::union::{At, Overlay};
+use crate::partial::BLOCK;
+use crate::node::{InUpper, Node, OpenBody, Place};
+use crate::union::Overlay;
 use crate::upper::{CopyUp, New, Origin, Over, SetAttr, SetTime, Source, Target, Upper, What};
 
 /// How much of a regular file a copy-up brings.
@@ -68,6 +67,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             return Ok(());
         }
         let slot = node.slot.ok_or(Error::Answer(Errno::ESTALE))?;
+        if node.in_upper() && self.heal_cut(node, slot)? {
+            return Ok(());
+        }
         if depth == Depth::Writable && self.lazily(slot)? {
             if !node.in_upper() {
                 self.copy_file(node, slot, Depth::Links)?;
@@ -97,8 +99,24 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Tells whether a body is large enough to be copied piece by piece, and the upper's blocks small enough.
     fn lazily(&self, slot: Slot) -> Result<bool> {
         let stat = self.lower.stat(slot)?;
-        let large = self.options.lazy && stat.kind == FileType::File && stat.size >= LAZY_MIN;
+        let large = self.options.lazy && stat.kind == FileType::File && stat.size >= self.options.lazy_min;
         Ok(large && u64::from(self.writable()?.statfs()?.block) <= BLOCK)
+    }
+
+    /// Finishes what a crash cut off: a metadata-only copy that is empty was about to lose its body. Tells whether it was so.
+    pub(crate) fn heal_cut(&self, node: &Arc<Node<L, U>>, slot: Slot) -> Result<bool> {
+        let waits = matches!(&*node.place.read(), Place::Upper(up) if up.body_below.is_some() && up.partial.is_none());
+        if !waits || self.lower.stat(slot)?.size == 0 {
+            return Ok(false);
+        }
+        let size = {
+            let _path = self.path.read();
+            self.with_target(node, |upper, target| upper.stat(target))?.size
+        };
+        if size == 0 {
+            self.fill(node, slot, Depth::Empty)?;
+        }
+        Ok(size == 0)
     }
 
     /// Completes a metadata-only copy.
@@ -189,6 +207,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             (None, false) => Some(Source::Empty),
         };
         let linked = stat.nlink > 1;
+        let lower_names = if linked { self.names_still_below(slot, stat.nlink)? } else { 0 };
         let staged = upper.stage(&CopyUp {
             stat: &stat,
             xattrs: &xattrs,
@@ -196,17 +215,13 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             origin: Origin { key: self.lower.key(), ino: self.id_of(slot) },
             body: source,
             redirect: (stays && linked).then_some(path.as_slice()),
-            lower_names: if linked { stat.nlink } else { 0 },
+            lower_names,
         })?;
         let body_below = stays.then_some(slot);
         node.unsynced.store(source.is_some(), std::sync::atomic::Ordering::Relaxed);
         if linked {
             let made = upper.publish_index(staged, node.id)?;
             node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
-            let lower_names = self.names_still_below(slot, stat.nlink)?;
-            if lower_names != stat.nlink {
-                upper.set_lower_names(Target::Index(node.shown), lower_names)?;
-            }
             self.indexed.write().insert(node.id);
             *node.place.write() = Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names, partial: None });
             return Ok(());
@@ -227,113 +242,6 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         *node.place.write() =
             Place::Upper(InUpper { names: vec![(dir_node.clone(), name)], indexed: false, body_below, lower_names: 0, partial: None });
         Ok(())
-    }
-
-    /// Counts the names of a hard-linked file that programs see in the lower alone, at the moment of its first change.
-    fn names_still_below(&self, slot: Slot, nlink: u32) -> Result<u32> {
-        let Some(all) = self.lower.names(slot)? else { return Ok(nlink) };
-        let mut visible = 0;
-        for (dir, name) in &all {
-            visible += u32::from(self.visible_below(*dir, name.as_name())?);
-        }
-        Ok(visible)
-    }
-
-    /// Tells whether a name of the lower is what programs see there.
-    pub(crate) fn visible_below(&self, dir: Slot, name: Name<'_>) -> Result<bool> {
-        match self.walk_below(dir)? {
-            None => Ok(false),
-            Some(At::Lower(_)) => Ok(true),
-            Some(At::Node(node)) => {
-                let _path = self.path.read();
-                self.with_names(&node, |names| Ok(names.get(name).is_none()))
-            }
-        }
-    }
-
-    /// Finds what a directory of the lower is in the union; `None` when it is hidden or removed.
-    fn walk_below(&self, dir: Slot) -> Result<Option<At<L, U>>> {
-        let mut down = Vec::new();
-        let mut slot = dir;
-        let mut node = loop {
-            match self.nodes.get(self.id_of(slot)) {
-                Some(node) if node.in_upper() => break node,
-                Some(node) if self.is_gone(&node) => return Ok(None),
-                _ if slot == self.lower.root() => return Ok(Some(At::Lower(dir))),
-                _ => {}
-            }
-            down.push(slot);
-            slot = self.lower.parent(slot)?;
-        };
-        while let Some(slot) = down.pop() {
-            let path = self.lower.path(slot)?;
-            let Some((_, name)) = path.split_last() else { return Ok(None) };
-            let there = {
-                let _path = self.path.read();
-                match self.with_names(&node, |names| Ok(names.get(name)))? {
-                    None => return Ok(Some(At::Lower(dir))),
-                    Some(entry) if entry.kind == Some(FileType::Dir) => Some(self.upper_node(&node, name)?.0),
-                    Some(_) => None,
-                }
-            };
-            node = match there.filter(|found| found.slot == Some(slot)) {
-                Some(found) => found,
-                None => match self.moved(slot)? {
-                    Some(found) => found,
-                    None => return Ok(None),
-                },
-            };
-        }
-        Ok(Some(At::Node(node)))
-    }
-
-    /// Finds where a directory of the lower went that is not in its place any more.
-    ///
-    /// Only the upper knows. It is searched once, when this is first asked, and again after a directory was renamed.
-    fn moved(&self, slot: Slot) -> Result<Option<Arc<Node<L, U>>>> {
-        let _path = self.path.read();
-        let path = {
-            let mut moved = self.moved.lock();
-            match &*moved {
-                Some(known) => known.get(&slot).cloned(),
-                None => moved.insert(self.search_moved()?).get(&slot).cloned(),
-            }
-        };
-        let (Some(path), Some(root)) = (path, self.nodes.get(ROOT)) else { return Ok(None) };
-        let mut node = root;
-        for name in path {
-            (node, _) = self.upper_node(&node, name.as_name())?;
-        }
-        Ok((node.slot == Some(slot)).then_some(node))
-    }
-
-    /// Searches the upper for directories that are not where they are in the lower; the caller holds the path lock.
-    fn search_moved(&self) -> Result<HashMap<Slot, Vec<NameBuf>>> {
-        let mut found = HashMap::new();
-        let mut todo: Vec<_> = self.nodes.get(ROOT).map(|root| (root, Vec::new())).into_iter().collect();
-        while let Some((node, path)) = todo.pop() {
-            let dirs: Vec<NameBuf> = self.with_names(&node, |names| {
-                let dirs = names.iter().filter(|(_, entry)| entry.kind == Some(FileType::Dir));
-                Ok(dirs.map(|(name, _)| name.to_buf()).collect())
-            })?;
-            for name in dirs {
-                let (child, _) = self.upper_node(&node, name.as_name())?;
-                let mut path: Vec<NameBuf> = path.clone();
-                path.push(name);
-                if let (Some(slot), Some(name)) = (child.slot, path.last()) {
-                    let here = match node.slot {
-                        Some(dir) => self.lower.lookup(dir, name.as_name())?,
-                        None => None,
-                    };
-                    if here != Some(slot) {
-                        found.insert(slot, path.clone());
-                    }
-                }
-                todo.push((child, path));
-            }
-            self.release_node(node);
-        }
-        Ok(found)
     }
 
     /// Finds a name under which programs see a lower inode: the number of its directory, and the name.
@@ -484,7 +392,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             mtime: Some(SetTime::At(before.mtime)),
             ..SetAttr::default()
         };
-        upper.set_attr(Target::Dir(dir), &times)?;
+        // The step is done and must be told: a time that could not be set back is no reason to lose sight of it.
+        if let Err(error) = upper.set_attr(Target::Dir(dir), &times) {
+            log::warn!("the times of a directory changed with a copy-up: {error}");
+        }
         Ok(done)
     }
 

@@ -12,7 +12,6 @@ use crate::copy_up::Depth;
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower, LowerFile};
 use crate::node::{Node, OpenBody, Place};
-use crate::partial::LAZY_MIN;
 use crate::union::Overlay;
 use crate::upper::{Seek, Upper, UpperFile};
 
@@ -59,10 +58,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if access == Access::Truncate
             && let OpenBody::Upper(file) = &body
         {
-            let truncated = file.truncate(0).and_then(|()| {
+            let dropped = {
                 let _path = self.path.read();
                 self.drop_privileges(&node, privilege)
-            });
+            };
+            let truncated = dropped.and_then(|()| file.truncate(0));
             if let Err(error) = truncated {
                 self.release(id);
                 return Err(error);
@@ -111,6 +111,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             Place::Lower { .. } => (node.slot, None),
             Place::Upper(up) => (up.body_below, up.partial),
             Place::Gone(_) => return Err(Errno::ESTALE.into()),
+        };
+        let below = match below {
+            Some(slot) if partial.is_none() && node.in_upper() && self.heal_cut(node, slot)? => None,
+            below => below,
         };
         if let (Some(slot), Some(limit)) = (below, partial) {
             return self.open_partial(node, slot, limit);
@@ -192,7 +196,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             },
             Err(_) => None,
         };
-        slot.is_some_and(|slot| self.lower.stat(slot).is_ok_and(|stat| stat.size > MUCH && (!self.options.lazy || stat.size < LAZY_MIN)))
+        slot.is_some_and(|slot| self.lower.stat(slot).is_ok_and(|stat| stat.size > MUCH && (!self.options.lazy || stat.size < self.options.lazy_min)))
     }
 
     /// Returns the open file of the upper, if the body is there; for front ends that pass descriptors on.
@@ -273,17 +277,21 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EBADF` for a file that is not open for writing; `ENOSPC`, `EDQUOT`, `EFBIG` of the upper's filesystem.
     pub fn write(&self, id: Ino, offset: u64, data: &[u8], privilege: Privilege) -> Result<usize> {
-        let written = match self.body(id)? {
-            OpenBody::Upper(file) => file.write_at(data, offset)?,
-            OpenBody::Partial(partial) => partial.write_at(data, offset)?,
-            _ => return Err(Errno::EBADF.into()),
-        };
+        let body = self.body(id)?;
+        if !matches!(body, OpenBody::Upper(_) | OpenBody::Partial(_)) {
+            return Err(Errno::EBADF.into());
+        }
+        // Before the content changes: a crash between must not leave new content with old privileges.
         if privilege == Privilege::Drops {
             let node = self.node(id)?;
             let _path = self.path.read();
             self.drop_privileges(&node, privilege)?;
         }
-        Ok(written)
+        match body {
+            OpenBody::Partial(partial) => partial.write_at(data, offset),
+            OpenBody::Upper(file) => file.write_at(data, offset),
+            _ => Err(Errno::EBADF.into()),
+        }
     }
 
     /// fallocate(2) on an open file; mode bits as the kernel's.

@@ -11,6 +11,7 @@ mod file;
 pub mod fold;
 pub mod folded;
 pub mod ids;
+mod links;
 pub mod lower;
 mod make;
 mod names;

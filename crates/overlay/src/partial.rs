@@ -12,7 +12,8 @@ use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower, LowerFile};
 use crate::node::{Node, OpenBody, Place};
 use crate::union::Overlay;
-use crate::upper::{Marks, Seek, Target, Upper, UpperFile};
+use crate::attr::CAPABILITY;
+use crate::upper::{Marks, Seek, SetAttr, SetTime, SetXattr, Target, Upper, UpperFile};
 use layer::{FileType, Slot};
 
 /// The unit in which bodies are completed, in bytes; no smaller than the upper's blocks.
@@ -159,9 +160,12 @@ impl<F: UpperFile, G: LowerFile> Partial<F, G> {
         Ok(())
     }
 
-    /// Cuts or extends the file; `lower_limit` is called first where the lower is to count for less.
+    /// Cuts or extends the file; `lower_limit` is called where the lower is to count for less.
     pub(crate) fn truncate(&self, size: u64, lower_limit: impl FnOnce(u64) -> Result<()>) -> Result<()> {
         let _writing = self.writing.lock();
+        // The file first: what is found shorter than its limit after a crash was about to be cut.
+        self.upper.truncate(size)?;
+        self.state.write().size = size;
         if size < self.limit() {
             lower_limit(size)?;
             let mut state = self.state.write();
@@ -175,8 +179,6 @@ impl<F: UpperFile, G: LowerFile> Partial<F, G> {
                 *last &= (1 << (end % 64)) - 1;
             }
         }
-        self.upper.truncate(size)?;
-        self.state.write().size = size;
         Ok(())
     }
 
@@ -233,6 +235,28 @@ fn read_full(buf: &mut [u8], offset: u64, read: impl Fn(&mut [u8], u64) -> Resul
     Ok(())
 }
 
+/// Fetches all that is below, and gives back what the kernel takes from a file that is written to: no program wrote.
+fn complete_unseen<U: Upper, G: LowerFile>(upper: &U, partial: &Partial<U::File, G>) -> Result<()> {
+    let target = Target::File(&*partial.upper);
+    let before = upper.stat(target)?;
+    let capability = match upper.xattr(target, CAPABILITY) {
+        Ok(capability) => Some(capability),
+        Err(Error::Answer(_)) => None,
+        Err(fault) => return Err(fault),
+    };
+    partial.complete_all()?;
+    if let Some(capability) = capability {
+        upper.set_xattr(target, CAPABILITY, &capability, SetXattr::Any)?;
+    }
+    let attr = SetAttr {
+        perm: (before.perm & 0o6000 != 0).then_some(before.perm),
+        atime: Some(SetTime::At(before.atime)),
+        mtime: Some(SetTime::At(before.mtime)),
+        ..SetAttr::default()
+    };
+    upper.set_attr(target, &attr)
+}
+
 impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Makes a metadata-only copy writable: by sharing the lower's blocks where the filesystem can, else as a partial copy.
     pub(crate) fn make_writable(&self, node: &Arc<Node<L, U>>, slot: Slot) -> Result<()> {
@@ -263,6 +287,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let _path = self.path.read();
         self.with_target(node, |upper, target| {
             let size = upper.stat(target)?.size;
+            if size < limit {
+                upper.limit_partial(target, size)?;
+            }
+            let limit = limit.min(size);
             let partial = Partial::new(Arc::new(upper.open(target)?), lower, size, limit)?;
             Ok(OpenBody::Partial(Arc::new(partial)))
         })
@@ -270,7 +298,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 
     /// Completes one partial copy while it is in use.
     pub(crate) fn complete(&self, node: &Arc<Node<L, U>>, partial: &Partial<U::File, L::File>) -> Result<()> {
-        partial.complete_all()?;
+        complete_unseen(self.writable()?, partial)?;
         {
             let _path = self.path.read();
             self.with_target(node, |upper, target| upper.finish_partial(target))?;
@@ -313,15 +341,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let slot = self.copied_from(&marks)?;
         let Body::File(lower) = self.lower.body(slot)? else { return Err(Errno::EIO.into()) };
         let file = Arc::new(upper.open(Target::Partial(backing))?);
-        let partial = Partial::new(file, lower, stat.size, marks.partial.unwrap_or(0))?;
-        let before = upper.stat(Target::Partial(backing))?;
-        partial.complete_all()?;
-        let times = crate::upper::SetAttr {
-            atime: Some(crate::upper::SetTime::At(before.atime)),
-            mtime: Some(crate::upper::SetTime::At(before.mtime)),
-            ..crate::upper::SetAttr::default()
-        };
-        upper.set_attr(Target::Partial(backing), &times)?;
+        let partial = Partial::new(file, lower, stat.size, marks.partial.unwrap_or(0).min(stat.size))?;
+        complete_unseen(upper, &partial)?;
         upper.finish_partial(Target::File(&*partial.upper))
     }
 

@@ -120,7 +120,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 _ => Onto::File,
             },
         };
-        self.writable()?.rename((&from.dir, from.name), (&to.dir, to.name), how)?;
+        if let Err(error) = self.writable()?.rename((&from.dir, from.name), (&to.dir, to.name), how) {
+            if let Victim::Dir(node, _) = &victim {
+                self.keep_number(node);
+            }
+            return Err(error);
+        }
         commit_removal(names.from(), from.name, how.leave);
         names.to().set(to.name, Some(kind), Some(moving.id));
         self.move_name(&moving, from, to);

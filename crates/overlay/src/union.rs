@@ -18,6 +18,7 @@ use crate::error::{Errno, Error, Result};
 use crate::ids::Ids;
 use crate::lower::Lower;
 use crate::names::{Entry, Names};
+use crate::partial::LAZY_MIN;
 use crate::node::{BORN, InUpper, Last, Node, Nodes, Place, ROOT, SPARE, told_slot};
 use crate::upper::{Marks, Target, Upper};
 
@@ -49,11 +50,13 @@ pub struct Options {
     pub small: u64,
     /// A large body that is written is copied piece by piece.
     pub lazy: bool,
+    /// How large in bytes; smaller ones are copied whole, which takes no longer than a program notices.
+    pub lazy_min: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { ids: Ids::default(), open_dirs: 1024, small: 64 << 10, lazy: true }
+        Options { ids: Ids::default(), open_dirs: 1024, small: 64 << 10, lazy: true, lazy_min: LAZY_MIN }
     }
 }
 
@@ -119,7 +122,6 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// A fault when the upper's root cannot be read.
     pub fn new(lower: L, upper: Option<U>, options: Options) -> Result<Self> {
         let nodes = Nodes::new();
-        let mut indexed = HashSet::new();
         if let Some(upper) = &upper {
             let root = upper.root();
             let (stat, marks) = upper.find(Target::Dir(&root))?;
@@ -128,20 +130,21 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             let node = Node::new(ROOT, ROOT, FileType::Dir, slot, place, stat.ino.0);
             *node.dir.lock() = Some(root);
             nodes.insert(Arc::new(node));
-            indexed.extend(upper.indexed()?);
         }
-        Ok(Overlay {
+        let this = Overlay {
             lower,
             upper,
             options,
             nodes,
             path: RwLock::new(()),
-            indexed: RwLock::new(indexed),
+            indexed: RwLock::new(HashSet::new()),
             spares: AtomicU64::new(0),
             stand_ins: RwLock::default(),
             dirs_open: AtomicUsize::new(0),
             moved: Mutex::new(None),
-        })
+        };
+        this.take_over_index()?;
+        Ok(this)
     }
 
     /// Returns the lower.
@@ -568,7 +571,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         node
     }
 
-    /// Returns the spare that stands for a backing inode, if one does.
+    /// Makes a directory keep its number that may have become opaque behind its back.
+    pub(crate) fn keep_number(&self, node: &Node<L, U>) {
+        self.stand_ins.write().insert(node.backing.load(Ordering::Relaxed), node.id);
+    }
+
+    /// Returns the node that stands for a backing inode, if one does.
     fn stand_in(
         &self,
         parent: &Arc<Node<L, U>>,

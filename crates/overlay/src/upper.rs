@@ -103,7 +103,8 @@ pub trait Upper: Send + Sync + 'static {
     /// Removes a directory that holds nothing but whiteouts, leaving a whiteout or nothing.
     fn remove_dir(&self, dir: &Self::Dir, name: Name<'_>, leave: Leave) -> Result<()>;
 
-    /// Renames within the upper in one step.
+    /// Renames within the upper in one step. An empty directory that is replaced may be found opaque and without its
+    /// whiteouts when the step fails or is cut off.
     fn rename(&self, from: (&Self::Dir, Name<'_>), to: (&Self::Dir, Name<'_>), how: Rename) -> Result<()>;
 
     /// Marks a directory opaque.

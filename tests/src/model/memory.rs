@@ -203,6 +203,18 @@ impl Disk {
         Inode { body, stat, xattrs: BTreeMap::new(), marks: Marks::default() }
     }
 
+    /// Begins a step that needs no room: a full disk does not stop it.
+    fn roomless_step(&mut self) -> Result<()> {
+        match self.trouble {
+            Trouble::FailAfter(..) => {
+                self.steps += 1;
+                self.tick();
+                Ok(())
+            }
+            _ => self.step(),
+        }
+    }
+
     /// Begins a step that changes something.
     fn step(&mut self) -> Result<()> {
         match &mut self.trouble {
@@ -294,6 +306,8 @@ impl Disk {
             (Some(ino), Over::Whiteout) if self.is_whiteout(ino) => {
                 self.entries_mut(dir)?.remove(name.as_bytes());
             }
+            // A rename onto this directory failed after its whiteouts were taken out.
+            (None, Over::Whiteout) if self.inode(dir)?.marks.opaque => {}
             (there, over) => panic!("the core said {over:?} under '{name}', there is {there:?}"),
         }
         Ok(())
@@ -480,6 +494,12 @@ impl MemoryUpper {
         Ok(disk)
     }
 
+    fn lessening(&self) -> Result<MutexGuard<'_, Disk>> {
+        let mut disk = self.disk();
+        disk.roomless_step()?;
+        Ok(disk)
+    }
+
     fn file(&self, disk: &mut Disk, ino: u64) -> MemoryFile {
         *disk.opens.entry(ino).or_default() += 1;
         MemoryFile { disk: self.disk.clone(), ino }
@@ -636,7 +656,7 @@ impl Upper for MemoryUpper {
     }
 
     fn remove_index(&self, origin: Ino) -> Result<()> {
-        let mut disk = self.changing()?;
+        let mut disk = self.lessening()?;
         disk.index.remove(&origin).ok_or(Error::Answer(Errno::ENOENT))?;
         disk.sweep();
         Ok(())
@@ -656,11 +676,11 @@ impl Upper for MemoryUpper {
         *disk.content_mut(ino)? = Content::new(data);
         drop(disk);
         // A crash before this leaves the mark, and the body is read from below.
-        let mut disk = self.changing()?;
+        let mut disk = self.lessening()?;
         let inode = disk.inode_mut(ino)?;
         (inode.stat, inode.xattrs) = (before.stat, before.xattrs);
         drop(disk);
-        let mut disk = self.changing()?;
+        let mut disk = self.lessening()?;
         let inode = disk.inode_mut(ino)?;
         (inode.marks.metacopy, inode.marks.redirect) = (false, None);
         Ok(())
@@ -682,7 +702,7 @@ impl Upper for MemoryUpper {
     }
 
     fn limit_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()> {
-        let mut disk = self.changing()?;
+        let mut disk = self.lessening()?;
         let ino = resolve(&disk, of)?;
         disk.inode_mut(ino)?.marks.partial = Some(limit);
         Ok(())
@@ -692,16 +712,16 @@ impl Upper for MemoryUpper {
         let disk = self.reading()?;
         let ino = resolve(&disk, of)?;
         drop(disk);
-        let mut disk = self.changing()?;
+        let mut disk = self.lessening()?;
         let marks = &mut disk.inode_mut(ino)?.marks;
         (marks.metacopy, marks.redirect) = (false, None);
         drop(disk);
-        self.changing()?.inode_mut(ino)?.marks.partial = None;
+        self.lessening()?.inode_mut(ino)?.marks.partial = None;
         self.drop_partial(ino)
     }
 
     fn drop_partial(&self, backing: u64) -> Result<()> {
-        let mut disk = self.changing()?;
+        let mut disk = self.lessening()?;
         disk.partials.remove(&backing);
         disk.sweep();
         Ok(())
@@ -736,14 +756,14 @@ impl Upper for MemoryUpper {
     }
 
     fn unlink(&self, dir: &u64, name: Name<'_>, leave: Leave) -> Result<()> {
-        let mut disk = self.changing()?;
+        let mut disk = if leave == Leave::Nothing { self.lessening()? } else { self.changing()? };
         let ino = disk.child(*dir, name)?;
         assert!(disk.inode(ino)?.stat.kind != FileType::Dir && !disk.is_whiteout(ino), "the core unlinks what is no file");
         disk.take(*dir, name, leave)
     }
 
     fn remove_dir(&self, dir: &u64, name: Name<'_>, leave: Leave) -> Result<()> {
-        let mut disk = self.changing()?;
+        let mut disk = if leave == Leave::Nothing { self.lessening()? } else { self.changing()? };
         let ino = disk.child(*dir, name)?;
         assert!(disk.only_whiteouts(ino)?, "the core removes a directory that is not empty");
         disk.take(*dir, name, leave)
@@ -757,17 +777,18 @@ impl Upper for MemoryUpper {
         match (there, how.onto) {
             (None, Onto::Nothing) => {}
             (Some(ino), Onto::Whiteout) if disk.is_whiteout(ino) => {}
+            (None, Onto::Whiteout) if disk.inode(*to.0)?.marks.opaque => {}
             (Some(ino), Onto::File) if !disk.is_whiteout(ino) && !is_dir(&disk, ino)? => {}
             (Some(ino), Onto::EmptyDir) if is_dir(&disk, ino)? && disk.only_whiteouts(ino)? => {
-                // Its whiteouts cannot go in the same step: an empty, opaque directory takes its place first.
-                let now = disk.now();
-                let inode = disk.inode_mut(ino)?;
-                inode.body = Body::Dir(BTreeMap::new());
-                inode.marks.opaque = true;
-                inode.marks.redirect = None;
-                inode.stat.mtime = now;
-                drop(disk);
-                disk = self.changing()?;
+                // Its whiteouts cannot go in the same step.
+                if !disk.entries(ino)?.is_empty() {
+                    let inode = disk.inode_mut(ino)?;
+                    inode.body = Body::Dir(BTreeMap::new());
+                    (inode.marks.opaque, inode.marks.redirect) = (true, None);
+                    disk.sweep();
+                    drop(disk);
+                    disk = self.changing()?;
+                }
             }
             (Some(_), Onto::Exchange) => {}
             (there, onto) => panic!("the core said {onto:?} under '{}', there is {there:?}", to.1),
@@ -801,7 +822,7 @@ impl Upper for MemoryUpper {
     }
 
     fn set_attr(&self, of: Target<'_, Self>, attr: &SetAttr) -> Result<()> {
-        let mut disk = self.changing()?;
+        let mut disk = self.lessening()?;
         let ino = resolve(&disk, of)?;
         disk.set_attr(ino, attr)
     }
@@ -845,13 +866,13 @@ impl Upper for MemoryUpper {
         if !disk.inode(ino)?.xattrs.contains_key(name) {
             return Err(Errno::ENODATA.into());
         }
-        disk.step()?;
+        disk.roomless_step()?;
         disk.inode_mut(ino)?.xattrs.remove(name);
         Ok(())
     }
 
     fn set_lower_names(&self, of: Target<'_, Self>, count: u32) -> Result<()> {
-        let mut disk = self.changing()?;
+        let mut disk = self.lessening()?;
         let ino = resolve(&disk, of)?;
         disk.inode_mut(ino)?.marks.lower_names = count;
         Ok(())
@@ -936,7 +957,10 @@ impl UpperFile for MemoryFile {
     }
 
     fn truncate(&self, size: u64) -> Result<()> {
-        self.changing()?.content_mut(self.ino)?.resize(size as usize);
+        let mut disk = self.disk();
+        let grows = disk.stat(self.ino)?.size < size;
+        if grows { disk.step()? } else { disk.roomless_step()? }
+        disk.content_mut(self.ino)?.resize(size as usize);
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "this is test code: it panics on what cannot be")]
 
 pub mod choose;
+pub mod crash;
 pub mod in_memory;
 pub mod kernel;
 pub mod memory;

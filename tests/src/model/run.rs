@@ -104,7 +104,8 @@ pub struct Run<S> {
     pub subject: S,
     /// What it should be.
     pub tree: Tree,
-    identity: Identity,
+    /// The numbers that inodes have.
+    pub identity: Identity,
     /// How many operations were compared.
     pub compared: u64,
 }

@@ -318,6 +318,45 @@ impl Tree {
         }
     }
 
+    /// Takes set-user-ID and set-group-ID of a file, as a change of its content does.
+    pub fn strip_mode(&mut self, path: &Path, privilege: Privilege) {
+        if let Ok(id) = self.walk(path)
+            && privilege == Privilege::Drops
+            && self.inode(id).kind() == FileType::File
+        {
+            self.inode_mut(id).perm = without_privileges(self.inode(id).perm);
+        }
+    }
+
+    /// Takes the capability of a file, as a change of its content does.
+    pub fn strip_capability(&mut self, path: &Path) {
+        if let Ok(id) = self.walk(path) {
+            self.inode_mut(id).xattrs.remove(CAPABILITY);
+        }
+    }
+
+    /// Cuts a file to nothing and leaves all else as it is.
+    ///
+    /// # Errors
+    /// As [`Tree::walk`]; `EINVAL` for what is no file.
+    pub fn empty(&mut self, path: &Path) -> Answer<()> {
+        let id = self.walk(path)?;
+        match &mut self.inode_mut(id).body {
+            Body::File(content) => {
+                content.clear();
+                Ok(())
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Returns the tree as it is when nothing is open.
+    pub fn at_rest(&self) -> Tree {
+        let mut tree = self.clone();
+        tree.close_all();
+        tree
+    }
+
     /// Closes everything.
     pub fn close_all(&mut self) {
         let ids: Vec<Id> = self.open.values().map(|open| open.id).chain(self.streams.values().map(|s| s.id)).collect();

@@ -48,13 +48,24 @@ pub struct Scope {
     pub dir_links: bool,
     /// Times of access (a disk changes them as it likes).
     pub atime: bool,
-    /// Times of change; not in the middle of an operation that was cut off.
-    pub mtime: bool,
+    /// Times of change.
+    pub mtime: Mtime,
+}
+
+/// How times of change are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mtime {
+    /// All of them.
+    All,
+    /// Those at or after this one are excused: an operation was cut off then.
+    Before(Time),
+    /// None: the content changes in another step than the time.
+    None,
 }
 
 impl Scope {
     /// Everything.
-    pub const ALL: Scope = Scope { dir_links: true, atime: true, mtime: true };
+    pub const ALL: Scope = Scope { dir_links: true, atime: true, mtime: Mtime::All };
 }
 
 /// Says what differs between an inode and what was seen of it.
@@ -85,7 +96,12 @@ pub fn agree(tree: &Tree, id: Id, seen: &Seen, scope: Scope) -> Result<(), Strin
         Body::Device(_, dev) if seen.rdev != *dev => return differs("device", &seen.rdev, dev),
         _ => {}
     }
-    if scope.mtime {
+    let counts = match scope.mtime {
+        Mtime::All => true,
+        Mtime::Before(time) => seen.mtime < time,
+        Mtime::None => false,
+    };
+    if counts {
         agree_time("mtime", seen.mtime, inode.mtime)?;
     }
     if scope.atime {
@@ -188,6 +204,11 @@ impl Identity {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the number of one inode.
+    pub fn forget(&mut self, id: Id) {
+        self.inos.remove(&id);
     }
 
     /// Forgets everything.

@@ -62,7 +62,7 @@ fn chown(of: &Found<'_>, uid: Option<u32>, gid: Option<u32>) -> rustix::io::Resu
     }
 }
 
-fn chmod(of: &Found<'_>, perm: u16) -> rustix::io::Result<()> {
+pub(super) fn chmod(of: &Found<'_>, perm: u16) -> rustix::io::Result<()> {
     let mode = Mode::from_raw_mode(perm.into());
     match of {
         Found::At(dir, name) => rustix::fs::chmodat(dir, name.as_bytes(), mode, AtFlags::empty()),

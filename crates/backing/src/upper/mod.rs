@@ -248,21 +248,53 @@ impl UpperDir {
             .map_err(|raw| error(|| shown(name, "exchange"), raw))
     }
 
-    /// Replaces a directory that holds nothing but whiteouts by an empty one of equal attributes, hiding the lower as before.
+    /// Reads what the kernel takes from a file that is written to, whoever writes.
+    fn before_writing(&self, of: Target<'_, Self>) -> Result<Before> {
+        let of = self.resolve(of);
+        Ok(Before { stat: self.raw_stat(&of)?, capability: marks::get(&of, CAPABILITY)? })
+    }
+
+    /// Gives it back after a body was brought up that no program wrote.
+    fn as_before(&self, of: &Found<'_>, before: &Before) -> Result<()> {
+        if let Some(capability) = &before.capability {
+            marks::set(of, CAPABILITY, capability, SetXattr::Any)?;
+        }
+        let stat = &before.stat;
+        if stat.perm & 0o6000 != 0 {
+            attr::chmod(of, stat.perm).map_err(|raw| error(|| of.doing("change mode of"), raw))?;
+        }
+        let times = SetAttr {
+            atime: Some(overlay::upper::SetTime::At(stat.atime)),
+            mtime: Some(overlay::upper::SetTime::At(stat.mtime)),
+            ..SetAttr::default()
+        };
+        self.apply_attr(of, stat.kind, &times)
+    }
+
+    /// Takes the whiteouts out of a directory that holds nothing else, which hides the lower as before.
     fn empty_out(&self, dir: &DirFd, name: Name<'_>) -> Result<()> {
-        let at = Found::At(dir.as_fd(), name.to_buf());
-        let stat = self.raw_stat(&at)?;
-        let staged = self.fresh_name();
-        rustix::fs::mkdirat(&self.tmp, staged.as_bytes(), Mode::RWXU)
-            .map_err(|raw| error(|| "stage a directory".into(), raw))?;
-        let fresh = Found::At(self.tmp.as_fd(), staged.clone());
-        let keep = SetAttr { perm: Some(stat.perm), uid: Some(stat.uid), gid: Some(stat.gid), ..SetAttr::default() };
-        self.apply_attr(&fresh, stat.kind, &keep)?;
-        self.space.set(&fresh, marks::OPAQUE, b"y")?;
-        self.exchange(&staged, dir, name)?;
-        stage::remove_tree(&self.tmp, staged.as_name())
+        let emptied = self.open_dir(dir, name)?;
+        let found = Found::Open(emptied.as_fd());
+        let before = self.raw_stat(&found)?;
+        // First, so that nothing of the lower comes up whenever this is cut off.
+        self.space.set(&found, marks::OPAQUE, b"y")?;
+        stage::empty_dir(&emptied)?;
+        let times = SetAttr {
+            atime: Some(overlay::upper::SetTime::At(before.atime)),
+            mtime: Some(overlay::upper::SetTime::At(before.mtime)),
+            ..SetAttr::default()
+        };
+        self.apply_attr(&found, before.kind, &times)
     }
 }
+
+/// What writing takes from a file.
+struct Before {
+    stat: Stat,
+    capability: Option<Vec<u8>>,
+}
+
+const CAPABILITY: &[u8] = b"security.capability";
 
 /// A target, resolved.
 pub(crate) enum Found<'a> {
@@ -481,19 +513,14 @@ impl Upper for UpperDir {
     }
 
     fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()> {
-        let before = self.stat(of)?;
+        let before = self.before_writing(of)?;
         let file = self.open(of)?;
         if copy::body(body, file.as_fd(), size, self.durability)? == copy::Synced::No {
             // The mark that is dropped below says that the body is there: it must be.
             overlay::UpperFile::sync(&file, true)?;
         }
         let of = self.resolve(of);
-        let times = SetAttr {
-            atime: Some(overlay::upper::SetTime::At(before.atime)),
-            mtime: Some(overlay::upper::SetTime::At(before.mtime)),
-            ..SetAttr::default()
-        };
-        self.apply_attr(&of, before.kind, &times)?;
+        self.as_before(&of, &before)?;
         self.space.remove(&of, marks::METACOPY)?;
         self.space.remove(&of, marks::REDIRECT)
     }
@@ -548,7 +575,7 @@ impl Upper for UpperDir {
 
     fn clone_body(&self, of: Target<'_, Self>, body: &dyn overlay::LowerFile) -> Result<bool> {
         let Some(from) = body.fd() else { return Ok(false) };
-        let before = self.stat(of)?;
+        let before = self.before_writing(of)?;
         let file = self.open(of)?;
         match rustix::fs::ioctl_ficlone(&file, from) {
             Ok(()) => {}
@@ -558,12 +585,7 @@ impl Upper for UpperDir {
             Err(_) => return Ok(false),
         }
         let of = self.resolve(of);
-        let times = SetAttr {
-            atime: Some(overlay::upper::SetTime::At(before.atime)),
-            mtime: Some(overlay::upper::SetTime::At(before.mtime)),
-            ..SetAttr::default()
-        };
-        self.apply_attr(&of, before.kind, &times)?;
+        self.as_before(&of, &before)?;
         self.space.remove(&of, marks::METACOPY)?;
         self.space.remove(&of, marks::REDIRECT)?;
         Ok(true)

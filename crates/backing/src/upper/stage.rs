@@ -219,11 +219,17 @@ impl UpperDir {
         let failed = |raw| error(|| shown(name, "name"), raw);
         let from = staged.name();
         match (over, what) {
-            (Over::Whiteout, What::Dir { .. }) => {
-                self.exchange(&from, dir, name)?;
+            (Over::Whiteout, What::Dir { .. }) => match self.exchange(&from, dir, name) {
                 // What is staged now is the whiteout; dropping it removes it.
-                Ok(())
-            }
+                Ok(()) => Ok(()),
+                // A rename onto this directory failed after its whiteouts were taken out.
+                Err(overlay::Error::Answer(overlay::Errno::ENOENT)) => {
+                    rustix::fs::renameat(&self.tmp, from.as_bytes(), dir, name.as_bytes()).map_err(failed)?;
+                    staged.take();
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
             (Over::Whiteout, _) => {
                 rustix::fs::renameat(&self.tmp, from.as_bytes(), dir, name.as_bytes()).map_err(failed)?;
                 staged.take();
