@@ -43,6 +43,7 @@ Containers:
   create      Make a container: an image with a writable layer of its own
   ps          List containers                                (also: container ls)
   diff        Show what a container changed                  (A added, C changed, D deleted)
+  explain     Show which layer a path comes from, and why
   rm          Remove containers                              (also: container rm)
 
 Mounts:
@@ -90,6 +91,8 @@ pub(crate) enum Command {
     Ps(PsArgs),
     /// Show what a container changed: A added, C changed, D deleted
     Diff(DiffArgs),
+    /// Show which layer a path comes from, and which whiteouts, opaque directories and moves were met
+    Explain(ExplainArgs),
     /// Remove containers and what they wrote
     Rm(RmArgs),
     /// Mount a container read-write, or an image read-only
@@ -329,6 +332,17 @@ pub(crate) struct PsArgs {
 pub(crate) struct DiffArgs {
     /// The container, by name or ID
     pub(crate) container: String,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The container or image, by name or ID
+    #[arg(value_name = "CONTAINER|IMAGE")]
+    pub(crate) name: String,
+    /// The path inside
+    pub(crate) path: OsString,
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }

@@ -5,6 +5,7 @@
 mod about;
 mod cli;
 mod containers;
+mod explain;
 mod images;
 mod mounts;
 mod namespace;
@@ -80,6 +81,7 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         }
         Command::Ps(args) | Command::Container(ContainerCommand::Ls(args)) => containers::list(store, &args, out)?,
         Command::Diff(args) | Command::Container(ContainerCommand::Diff(args)) => containers::diff(store, &args, out)?,
+        Command::Explain(args) => explain::explain(store, &args, out)?,
         Command::Rm(args) | Command::Container(ContainerCommand::Rm(args)) => {
             return containers::remove(store, &args, out);
         }
