@@ -7,14 +7,16 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use backing::override_stat::{self, Override};
 use layer::index::Index;
-use layer::{DiffId, Digest, Slot, Time};
+use layer::{Dev, DiffId, Digest, FileType, Slot, Time};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use crate::images::{Image, ImageId};
 use crate::lock::Lock;
 use crate::process::Process;
@@ -328,22 +330,35 @@ fn fill(dir: &Path, record: &ContainerRecord, index: &Path) -> Result<()> {
 }
 
 /// Gives the upper's root what the image's root directory has: the union shows the upper's.
+///
+/// An ordinary user, and root of a namespace that does not map the owner, keeps the directory and records what it stands for.
 fn dress_upper(upper: &Path, index: &Path) -> Result<()> {
     let bytes = fs::read(index).map_err(Error::at("read", index))?;
     let index = Index::open(bytes).map_err(|why| Error::corrupt(index.display(), why))?;
     let Some(root) = index.row(Slot(0)) else { return Ok(()) };
-    if rustix::process::geteuid().is_root() {
-        // In a user namespace the owner may not be mapped; then it stays ours, as the daemon shows it.
-        chown(upper, Some(root.uid()), Some(root.gid())).ok();
-        for (name, value) in index.xattrs(Slot(0)) {
-            if let Ok(name) = std::ffi::CString::new(name) {
-                setxattr(upper, &name, value, XattrFlags::empty())
-                    .map_err(Error::at("set an extended attribute of", upper))?;
+    let is_root = rustix::process::geteuid().is_root();
+    for (name, value) in index.xattrs(Slot(0)) {
+        match setxattr(upper, name, value, XattrFlags::empty()) {
+            // Only root may set most of them, and not every filesystem has them.
+            Err(Errno::PERM | Errno::OPNOTSUPP) if !is_root => {
+                log::warn!("{}: '{}' is lost for want of privilege", upper.display(), shown(name));
             }
+            set => set.map_err(Error::at("set an extended attribute of", upper))?,
         }
     }
-    let mode = fs::Permissions::from_mode(u32::from(root.perm()));
-    fs::set_permissions(upper, mode).map_err(Error::at("change the mode of", upper))?;
+    let owned = is_root && chown(upper, Some(root.uid()), Some(root.gid())).is_ok();
+    let mut perm = root.perm();
+    if !owned {
+        let record = Override { uid: root.uid(), gid: root.gid(), perm, kind: Some((FileType::Dir, Dev::default())) };
+        match setxattr(upper, override_stat::NAME, record.format().as_bytes(), XattrFlags::empty()) {
+            // The record tells the mode; its owner must be able to write here.
+            Ok(()) => perm |= 0o700,
+            Err(Errno::OPNOTSUPP) => {}
+            failed => failed.map_err(Error::at("set an extended attribute of", upper))?,
+        }
+    }
+    fs::set_permissions(upper, fs::Permissions::from_mode(perm.into()))
+        .map_err(Error::at("change the mode of", upper))?;
     let mtime = Timespec { tv_sec: root.mtime().sec, tv_nsec: root.mtime().nsec.into() };
     let times = Timestamps { last_access: mtime, last_modification: mtime };
     utimensat(CWD, upper, &times, AtFlags::empty()).map_err(Error::at("set the times of", upper))
@@ -399,7 +414,7 @@ fn check_name(name: &str) -> Result<String> {
         true => Ok(name.to_owned()),
         false => {
             let why = format!("1 to {NAME_MAX} of a-z A-Z 0-9 _ . -, the first a letter or digit");
-            Err(Error::invalid(format!("container name '{}'", crate::error::shown(name.as_bytes())), why))
+            Err(Error::invalid(format!("container name '{}'", shown(name.as_bytes())), why))
         }
     }
 }

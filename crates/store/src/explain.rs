@@ -91,7 +91,8 @@ impl Store {
     /// The disk; layers that are gone.
     pub fn explain_container(&self, container: &Container, path: &TreePath) -> Result<Explanation> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&container.upper, flags, Mode::empty()).map_err(Error::at("open", &container.upper))?;
+        let root =
+            rustix::fs::open(&container.upper, flags, Mode::empty()).map_err(Error::at("open", &container.upper))?;
         let mut steps = Vec::new();
         let below = look_in_upper(root, path, &mut steps).map_err(Error::at("look in", &container.upper))?;
         if let Below::At(lower) = below {
@@ -131,7 +132,11 @@ fn decided(path: &TreePath, mut steps: Vec<Step>) -> Explanation {
     Explanation { path: path.clone(), steps }
 }
 
-fn look_in_upper(root: OwnedFd, path: &TreePath, steps: &mut Vec<Step>) -> std::result::Result<Below, rustix::io::Errno> {
+fn look_in_upper(
+    root: OwnedFd,
+    path: &TreePath,
+    steps: &mut Vec<Step>,
+) -> std::result::Result<Below, rustix::io::Errno> {
     let mut dir = root;
     let mut here = TreePath::root();
     let mut lower = Some(TreePath::root());
@@ -236,5 +241,11 @@ fn entry(row: &Row<'_>) -> Met {
         RowData::Symlink(target) => target.len() as u64,
         _ => row.size(),
     };
-    Met::Entry { kind: row.file_type().unwrap_or(FileType::File), perm: row.perm(), uid: row.uid(), gid: row.gid(), size }
+    Met::Entry {
+        kind: row.file_type().unwrap_or(FileType::File),
+        perm: row.perm(),
+        uid: row.uid(),
+        gid: row.gid(),
+        size,
+    }
 }

@@ -17,9 +17,14 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::layout::{BODIES, INDEX, Layout, SKELETON};
 use crate::skeleton::{BodySource, SkeletonWriter, Summary};
+use crate::store::Store;
 use crate::tape::{Entry, EntryKind, Segment, Tape};
 
 /// The longest content, in bytes, that is kept in a layer's `bodies`.
+///
+/// Measured on 1.2 GiB of layers of real images: 16 KiB makes 6,072 objects and costs twice the system time of 64 KiB (1,753
+/// objects) for 4 MiB more disk; 128 KiB (880 objects) loads no faster than the runs differ, and takes another 6 % of the bytes
+/// from passthrough. Files up to 64 KiB are cached by the kernel after one read.
 pub(crate) const INLINE_MAX: u64 = 64 << 10;
 /// The longest content that is gathered in memory first: what the store has already is then never written.
 const MEMORY_MAX: u64 = 1 << 20;
@@ -113,7 +118,7 @@ impl<'a> Ingest<'a> {
     }
 
     /// Makes the layer visible, whole and durably.
-    pub(crate) fn publish(mut self, layer: DiffId) -> Result<Summary> {
+    pub(crate) fn publish(mut self, store: &Store, layer: DiffId) -> Result<Summary> {
         self.bodies.flush().map_err(writing)?;
         let summary = self.skeleton.finish().map_err(writing)?;
         if self.tree.dropped_xattrs() > 0 {
@@ -127,7 +132,8 @@ impl<'a> Ingest<'a> {
         let mut file = disk::create(&path, 0o400)?;
         file.write_all(&index).map_err(Error::at("write", &path))?;
         drop(file);
-        publish(self.layout, &self.staging, &self.staged, layer)?;
+        publish(self.layout, &self.staging, &self.staged)?;
+        place(store, &self.staging, layer)?;
         Ok(summary)
     }
 
@@ -327,8 +333,9 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Data first, then the names of objects, then the layer's own name: after a crash at any point whatever is visible is whole.
-fn publish(layout: &Layout, staging: &Staging, staged: &BTreeSet<Digest>, layer: DiffId) -> Result<()> {
+/// Makes the objects visible: data first, then names, then (by [`place`]) the layer's own: after a crash at any point whatever is
+/// visible is whole.
+fn publish(layout: &Layout, staging: &Staging, staged: &BTreeSet<Digest>) -> Result<()> {
     let one_by_one = staged.len() <= SYNC_EACH_MAX;
     if one_by_one {
         let own = [BODIES, SKELETON, INDEX].map(|name| staging.layer().join(name));
@@ -359,13 +366,21 @@ fn publish(layout: &Layout, staging: &Staging, staged: &BTreeSet<Digest>, layer:
     } else {
         sync_filesystem(&layout.objects())?;
     }
-    let path = layout.layer(&layer);
-    match fs::rename(staging.layer(), &path) {
-        // Another process has unpacked the same layer meanwhile.
-        Err(_) if path.is_dir() => Ok(()),
-        renamed => renamed.map_err(Error::at("make", &path)),
-    }?;
-    disk::sync_dir(&layout.layers())
+    Ok(())
+}
+
+/// Makes the layer visible.
+fn place(store: &Store, staging: &Staging, layer: DiffId) -> Result<()> {
+    let path = store.layout().layer(&layer);
+    if fs::rename(staging.layer(), &path).is_err() {
+        // Another process has unpacked it meanwhile, or it was there and damaged.
+        if store.is_whole(&layer) {
+            return Ok(());
+        }
+        fs::rename(&path, staging.dir.join("damaged")).ok(); // if it was not there, the next step tells why
+        fs::rename(staging.layer(), &path).map_err(Error::at("make", &path))?;
+    }
+    disk::sync_dir(&store.layout().layers())
 }
 
 fn sync_filesystem(path: &Path) -> Result<()> {

@@ -81,13 +81,18 @@ impl Store {
         self.layout().layer(layer).is_dir()
     }
 
+    /// Tells whether the layer is in the store and can be used. One that is damaged, or of an older format, is unpacked again.
+    pub(crate) fn is_whole(&self, layer: &DiffId) -> bool {
+        let dir = self.layout().layer(layer);
+        self.layer_index(layer).is_ok() && self.layer_size(layer).is_ok() && dir.join(BODIES).is_file()
+    }
+
     /// Reads a layer's index and checks it.
     pub(crate) fn layer_index(&self, layer: &DiffId) -> Result<Index<Vec<u8>>> {
         let path = self.layout().layer(layer).join(INDEX);
         let bytes = disk::read_if_there(&path)?.ok_or_else(|| no_layer(layer))?;
-        Index::open(bytes).map_err(|why| {
-            Error::corrupt(path.display(), format!("{why}; remove the images that use this layer and load them again"))
-        })
+        Index::open(bytes)
+            .map_err(|why| Error::corrupt(path.display(), format!("{why}; load an image that has this layer again")))
     }
 
     /// Returns all layers of the store, ascending by diffID.
@@ -144,7 +149,7 @@ impl Store {
             true => Ok(()),
             false => Err(Error::corrupt(
                 format!("layer {layer}"),
-                "its content has changed; remove its images and load them again",
+                "its content has changed; move it away and load an image that has it again",
             )),
         }
     }

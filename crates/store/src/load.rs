@@ -113,7 +113,7 @@ impl Store {
         let mut missing: Vec<FoundLayer> = Vec::new();
         let mut seen = HashSet::new();
         for layer in found.iter().flat_map(|image| &image.layers) {
-            if self.has_layer(&layer.diff_id) {
+            if self.is_whole(&layer.diff_id) {
                 if seen.insert(layer.diff_id) {
                     progress.layer(layer.diff_id, LayerEvent::Existing);
                 }
@@ -176,7 +176,7 @@ impl Store {
             let why = format!("its tar has the diffID {diff_id}, not {} as the config says", layer.diff_id);
             return Err(Error::invalid("blob", why).into());
         }
-        let summary = ingest.publish(layer.diff_id)?;
+        let summary = ingest.publish(self, layer.diff_id)?;
         progress.layer(layer.diff_id, LayerEvent::Unpacked { members: summary.members, size: summary.size });
         Ok(())
     }

@@ -219,7 +219,7 @@ fn read_header(file: &File) -> io::Result<Summary> {
 }
 
 fn corrupt(what: &str, why: io::Error) -> Error {
-    Error::corrupt(what, format!("{why}; remove the images that use this layer and load them again"))
+    Error::corrupt(what, format!("{why}; load an image that has this layer again"))
 }
 
 #[cfg(test)]

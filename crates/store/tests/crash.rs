@@ -1,5 +1,7 @@
 //! Kills, full disks and races: what is visible is whole, what is not is swept.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::process::{Command, Stdio};

@@ -1,5 +1,7 @@
 //! What a container changed, told from its upper alone.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::fs;
@@ -67,7 +69,7 @@ impl Upper {
 
     fn mark(&self, path: &str, mark: &str, value: &str) {
         // As without privilege: both spellings count.
-        setxattr(&self.path(path), format!("user.overlay.{mark}").as_str(), value.as_bytes(), XattrFlags::empty())
+        setxattr(self.path(path), format!("user.overlay.{mark}").as_str(), value.as_bytes(), XattrFlags::empty())
             .unwrap();
     }
 
@@ -159,7 +161,7 @@ fn attributes_count() {
     upper.time("big", 0o14000000000);
     upper.mark("big", "metacopy", "");
     assert_eq!(upper.diff(), ["C /opt"]);
-    setxattr(&upper.path("kind"), "user.note", b"x", XattrFlags::empty()).unwrap();
+    setxattr(upper.path("kind"), "user.note", b"x", XattrFlags::empty()).unwrap();
     upper.time("big", 1);
     assert_eq!(upper.diff(), ["C /big", "C /kind", "C /opt"]);
 }

@@ -1,5 +1,7 @@
 //! Hostile and broken inputs: each gives an error that names the thing, and leaves nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::*;

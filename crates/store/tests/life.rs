@@ -1,12 +1,14 @@
 //! Images, names, containers and mounts from load to removal, and what they take on the disk.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use common::*;
 use serde_json::json;
-use store::{Error, Mount, Process, Removal};
+use store::{Error, Mount, Origin, Process, Removal};
 
 fn stack(seed: u64) -> [Layer; 2] {
     let base = Layer::gzip(Tar::new().file("base", &noise(1, 300_000)).end());
@@ -276,8 +278,11 @@ fn damage_is_told_and_what_can_be_made_again_is() {
     damage("index");
     std::fs::remove_file(&index).unwrap();
     let error = test.store.lower(&image).unwrap_err().to_string();
-    assert!(error.contains("load them again"), "{error}");
+    assert!(error.contains("load an image that has this layer again"), "{error}");
     assert!(test.store.gc().is_err(), "what cannot be read is not deleted");
+    assert_eq!(test.load_layers("app", &stack(2)).layers[1].origin, Origin::Fetched);
+    assert_eq!(test.tar(&loaded.layers[1].diff_id), stack(2)[1].tar);
+    test.store.gc().unwrap();
     std::fs::write(test.root().join("images/configs").join(image.id.0.hex()), b"{}").unwrap();
     assert!(test.store.image("app").unwrap_err().to_string().contains("has changed"));
 }

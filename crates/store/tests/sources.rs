@@ -1,5 +1,7 @@
 //! Every kind of source and every form of compression.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::*;

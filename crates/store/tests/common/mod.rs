@@ -1,6 +1,6 @@
 //! Fixtures in code: tars member by member, OCI layouts and docker archives of them, and stores in temporary directories.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
 use std::fs;
