@@ -103,7 +103,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if !node.unsynced.swap(false, Ordering::Relaxed) || self.is_gone(node) {
             return Ok(());
         }
-        self.with_target(node, |upper, target| upper.sync_copy(target))
+        let synced = self.with_target(node, |upper, target| upper.sync_copy(target));
+        if synced.is_err() {
+            node.unsynced.store(true, Ordering::Relaxed);
+        }
+        synced
     }
 
     /// Takes set-user-ID and set-group-ID bits and capabilities from a file whose content is about to change, as the kernel

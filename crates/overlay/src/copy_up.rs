@@ -66,6 +66,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if self.copied(node, depth) {
             return Ok(());
         }
+        node.unnamed.store(true, std::sync::atomic::Ordering::Relaxed);
         let slot = node.slot.ok_or(Error::Answer(Errno::ESTALE))?;
         if node.in_upper() && self.heal_cut(node, slot)? {
             return Ok(());
@@ -216,6 +217,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             body: source,
             redirect: (stays && linked).then_some(path.as_slice()),
             lower_names,
+            path: &path,
         })?;
         let body_below = stays.then_some(slot);
         node.unsynced.store(source.is_some(), std::sync::atomic::Ordering::Relaxed);

@@ -60,7 +60,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         {
             let dropped = {
                 let _path = self.path.read();
-                self.drop_privileges(&node, privilege)
+                self.drop_privileges(&node, privilege).and_then(|()| self.sync_copy(&node))
             };
             let truncated = dropped.and_then(|()| file.truncate(0));
             if let Err(error) = truncated {

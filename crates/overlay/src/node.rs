@@ -43,6 +43,8 @@ pub(crate) struct Node<L: Lower, U: Upper> {
     pub(crate) lookups: AtomicU64,
     /// The body may be a copy that was never synced: it must be before it is cut or punched.
     pub(crate) unsynced: AtomicBool,
+    /// Name and marks may not be on disk yet, which fdatasync alone would leave so.
+    pub(crate) unnamed: AtomicBool,
     pub(crate) open: RwLock<Open<L, U>>,
 }
 
@@ -148,6 +150,7 @@ impl<L: Lower, U: Upper> Node<L, U> {
             inherit: Mutex::new(None),
             lookups: AtomicU64::new(0),
             unsynced: AtomicBool::new(false),
+            unnamed: AtomicBool::new(true),
             open: RwLock::new(Open { count: 0, body: OpenBody::Closed }),
         }
     }

@@ -326,22 +326,26 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             result = result.and(done);
         }
         let indexed: Vec<_> = self.indexed.read().iter().copied().collect();
-        for origin in indexed {
-            let done = self.settle_links(origin);
+        for (origin, (slot, names)) in self.names_below(indexed.into_iter())? {
+            let done = self.settle_links(origin, slot, names);
             result = result.and(done);
         }
-        result
+        result.and(upper.rest())
     }
 
     fn settle_partial(&self, upper: &U, backing: u64) -> Result<()> {
         let (stat, marks) = upper.find(Target::Partial(backing))?;
-        if stat.nlink <= 1 {
+        let Some(limit) = marks.partial.filter(|_| stat.nlink > 1) else {
             return upper.drop_partial(backing);
+        };
+        if !marks.metacopy {
+            // It was whole when a crash came: what is a hole now was made one by a program.
+            return upper.finish_partial(Target::Partial(backing));
         }
         let slot = self.copied_from(&marks)?;
         let Body::File(lower) = self.lower.body(slot)? else { return Err(Errno::EIO.into()) };
         let file = Arc::new(upper.open(Target::Partial(backing))?);
-        let partial = Partial::new(file, lower, stat.size, marks.partial.unwrap_or(0).min(stat.size))?;
+        let partial = Partial::new(file, lower, stat.size, limit.min(stat.size))?;
         complete_unseen(upper, &partial)?;
         upper.finish_partial(Target::File(&*partial.upper))
     }
@@ -363,9 +367,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Links a hard-linked origin to every name that programs see in the lower alone.
-    fn settle_links(&self, origin: layer::Ino) -> Result<()> {
-        let Some(slot) = self.slot_of(origin) else { return Ok(()) };
-        let Some(names) = self.lower.names(slot)? else { return Ok(()) };
+    fn settle_links(&self, origin: layer::Ino, slot: Slot, names: Vec<(Slot, layer::NameBuf)>) -> Result<()> {
         for (dir, name) in names {
             if self.visible_below(dir, name.as_name())? {
                 let parent = self.dir_in_upper(self.id_of(dir))?;

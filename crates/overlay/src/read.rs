@@ -433,10 +433,20 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         matches!(&*node.place.read(), Place::Gone(_))
     }
 
-    pub(crate) fn sync_file(&self, node: &Node<L, U>, data_only: bool) -> Result<()> {
-        match self.upper_file(node) {
+    pub(crate) fn sync_file(&self, node: &Arc<Node<L, U>>, data_only: bool) -> Result<()> {
+        let unnamed = node.unnamed.swap(false, std::sync::atomic::Ordering::Relaxed);
+        let data_only = data_only && !unnamed;
+        let synced = match self.upper_file(node) {
             Some(file) => file.sync(data_only),
+            None if node.kind == FileType::File && node.in_upper() => {
+                let _path = self.path.read();
+                self.with_target(node, |upper, target| upper.open(target))?.sync(data_only)
+            }
             None => Ok(()),
+        };
+        if synced.is_err() && unnamed {
+            node.unnamed.store(true, std::sync::atomic::Ordering::Relaxed);
         }
+        synced
     }
 }

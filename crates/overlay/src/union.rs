@@ -428,10 +428,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             lower_names: marks.lower_names,
             partial: marks.partial,
         });
-        Ok(match known {
+        let node = match known {
             Some(_) => self.new_spare(|spare| Node::new(spare, id, stat.kind, Some(slot), place, stat.ino.0)),
             None => self.nodes.get_or_insert(id, || Node::new(id, id, stat.kind, Some(slot), place, stat.ino.0)),
-        })
+        };
+        node.unsynced.fetch_or(marks.unsynced, Ordering::Relaxed);
+        Ok(node)
     }
 
     fn lookup_upper(&self, parent: &Arc<Node<L, U>>, name: Name<'_>) -> Result<Attr> {
@@ -462,6 +464,20 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 
     /// Returns the node of an upper inode, made if it is not known yet, with `name` among its names.
     pub(crate) fn adopt(
+        &self,
+        parent: &Arc<Node<L, U>>,
+        name: Name<'_>,
+        stat: &Stat,
+        marks: &Marks,
+    ) -> Result<Arc<Node<L, U>>> {
+        let node = self.adopted(parent, name, stat, marks)?;
+        if marks.unsynced {
+            node.unsynced.store(true, Ordering::Relaxed);
+        }
+        Ok(node)
+    }
+
+    fn adopted(
         &self,
         parent: &Arc<Node<L, U>>,
         name: Name<'_>,
@@ -602,7 +618,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     pub(crate) fn leave_node(&self, node: &Arc<Node<L, U>>, last: Stat) -> Arc<Node<L, U>> {
         let place = std::mem::replace(&mut *node.place.write(), Place::Gone(Box::new(Last::new(last))));
         let backing = node.backing.swap(0, Ordering::Relaxed);
-        self.new_spare(|id| Node::new(id, node.shown, node.kind, node.slot, place, backing))
+        let fresh = self.new_spare(|id| Node::new(id, node.shown, node.kind, node.slot, place, backing));
+        fresh.unsynced.store(node.unsynced.swap(false, Ordering::Relaxed), Ordering::Relaxed);
+        fresh
     }
 
     /// Makes the names of a node lead to it.

@@ -139,6 +139,12 @@ pub trait Upper: Send + Sync + 'static {
 
     /// Tells whether files or directories of this upper may have POSIX ACLs.
     fn has_acls(&self) -> bool;
+
+    /// Makes all that was done durable, and drops what was noted about copies that were not; the last call of a union that
+    /// ends in peace.
+    fn rest(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// An open regular file of the upper.
@@ -313,6 +319,8 @@ pub struct CopyUp<'a> {
     pub redirect: Option<&'a [u8]>,
     /// For a hard-linked origin: names it has in the lower.
     pub lower_names: u32,
+    /// Where in the lower it is; `/a/b`. A body that is lost is looked for there.
+    pub path: &'a [u8],
 }
 
 /// Where bytes come from.

@@ -22,7 +22,7 @@ pub(super) const METACOPY: &str = "overlay.metacopy";
 /// A whiteout in attribute form.
 pub(super) const WHITEOUT: &str = "overlay.whiteout";
 /// Ours: key and number of the lower inode it was copied from, how many names that has in the lower alone, and, for a copy
-/// that took its name unsynced, how long its body must be.
+/// that took its name unsynced, how long its body must be, in which epoch that was, and where in the lower it came from.
 const ORIGIN: &str = "plyfs.origin";
 /// Ours: the copy is partial, and the lower counts up to this many bytes.
 const PARTIAL: &str = "plyfs.partial";
@@ -36,6 +36,8 @@ pub(crate) struct Space {
     overrides: bool,
     /// They are always recorded, never set.
     always: bool,
+    /// Unsynced copies of this epoch are not known to be on disk; those of earlier ones are.
+    pub(super) epoch: u64,
 }
 
 impl Space {
@@ -43,7 +45,7 @@ impl Space {
     pub(super) fn probe(tmp: &OwnedFd, always: bool) -> Self {
         let trusted = rustix::fs::fsetxattr(tmp, "trusted.plyfs.probe", b"y", XattrFlags::empty()).is_ok();
         let prefix = if trusted { "trusted." } else { "user." };
-        Space { prefix, overrides: always || !trusted, always }
+        Space { prefix, overrides: always || !trusted, always, epoch: 0 }
     }
 
     pub(super) fn overrides(&self) -> bool {
@@ -103,7 +105,7 @@ impl Space {
             } else if mark == ORIGIN.as_bytes() {
                 let record = OriginRecord::read(&value()?);
                 (marks.origin, marks.lower_names) = (record.origin, record.lower_names);
-                marks.unsynced = record.length > 0;
+                marks.unsynced = record.length > 0 && record.epoch == self.epoch;
             } else if mark == PARTIAL.as_bytes() {
                 marks.partial = value()?.try_into().ok().map(u64::from_le_bytes);
             } else if self.overrides && name == OVERRIDE {
@@ -136,6 +138,10 @@ impl Space {
         self.set(of, PARTIAL, &limit.to_le_bytes())
     }
 
+    pub(super) fn is_partial(&self, of: &Found<'_>) -> Result<bool> {
+        Ok(self.get(of, PARTIAL)?.is_some())
+    }
+
     pub(super) fn end_partial(&self, of: &Found<'_>) -> Result<()> {
         self.remove(of, PARTIAL)
     }
@@ -163,30 +169,43 @@ fn apply(record: &[u8], stat: Stat) -> Stat {
 }
 
 /// What [`ORIGIN`] says.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct OriginRecord {
     pub(super) origin: Option<Origin>,
     pub(super) lower_names: u32,
     /// A file shorter than this lost its body in a power cut; 0 for a copy that was synced.
     pub(super) length: u64,
+    /// When that was.
+    pub(super) epoch: u64,
+    /// Where in the lower its body is, as redirects spell it.
+    pub(super) path: Vec<u8>,
 }
 
 impl OriginRecord {
+    /// The same of a body that is on disk.
+    pub(super) fn synced(self) -> Self {
+        OriginRecord { length: 0, epoch: 0, path: Vec::new(), ..self }
+    }
+
     fn read(value: &[u8]) -> Self {
         let number = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
         OriginRecord {
             origin: number(0).zip(number(8)).map(|(key, ino)| Origin { key, ino: Ino(ino) }),
             lower_names: value.get(16..20).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes),
             length: number(20).unwrap_or(0),
+            epoch: number(28).unwrap_or(0),
+            path: value.get(36..).unwrap_or_default().to_vec(),
         }
     }
 
     fn spell(&self, origin: Origin) -> Vec<u8> {
-        let mut value = Vec::with_capacity(28);
+        let mut value = Vec::with_capacity(36 + self.path.len());
         value.extend(origin.key.to_le_bytes());
         value.extend(origin.ino.0.to_le_bytes());
         value.extend(self.lower_names.to_le_bytes());
         value.extend(self.length.to_le_bytes());
+        value.extend(self.epoch.to_le_bytes());
+        value.extend(&self.path);
         value
     }
 }

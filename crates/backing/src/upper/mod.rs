@@ -21,6 +21,7 @@ use overlay::upper::{
     CopyUp, Leave, Listed, Marks, New, Onto, Over, Rename, SetAttr, SetXattr, Source, StatFs, Target, What,
 };
 use overlay::{Errno, Error, Result, Upper};
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType as RawType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno as Raw;
 
@@ -48,8 +49,8 @@ pub struct UpperDir {
     own: OwnedFd,
     /// An earlier mount left copies unsynced: a power cut since may have emptied them.
     suspect: bool,
-    /// This mount left copies unsynced, and said so in the work directory.
-    noted: AtomicBool,
+    /// The work directory says that there are copies unsynced.
+    noted: Mutex<bool>,
 }
 
 /// Whether copies are on disk before they take a name.
@@ -121,9 +122,10 @@ impl UpperDir {
         let tmp = subdir(&own, "tmp").map_err(doing("make plyfs/tmp in workdir", work))?;
         let index = subdir(&own, "index").map_err(doing("make plyfs/index in workdir", work))?;
         let partial = subdir(&own, "partial").map_err(doing("make plyfs/partial in workdir", work))?;
-        let suspect = rustix::fs::statat(&own, UNSYNCED, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let noted = noted_epoch(&own).map_err(doing("read plyfs/unsynced in workdir", work))?;
         let identity = Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        let space = marks::Space::probe(&tmp, settings.always_override);
+        let mut space = marks::Space::probe(&tmp, settings.always_override);
+        space.epoch = noted.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |now| now.as_nanos() as u64));
         let this = UpperDir {
             root: Arc::new(root),
             tmp,
@@ -136,10 +138,11 @@ impl UpperDir {
             rename_whiteout: AtomicBool::new(true),
             partial,
             own,
-            suspect,
-            noted: AtomicBool::new(suspect),
+            suspect: noted.is_some(),
+            noted: Mutex::new(noted.is_some()),
         };
         stage::empty_dir(&this.tmp)?;
+        this.sweep_partials()?;
         Ok(this)
     }
 
@@ -155,29 +158,50 @@ impl UpperDir {
 
     /// Says in the work directory that there are unsynced copies, once, before the first of them takes its name.
     fn note_unsynced(&self) -> Result<()> {
-        if self.noted.swap(true, Ordering::Relaxed) {
+        let mut noted = self.noted.lock();
+        if *noted {
             return Ok(());
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let noted = rustix::fs::openat(&self.own, UNSYNCED, flags, Mode::RUSR | Mode::WUSR)
-            .and_then(|fd| rustix::fs::fsync(&fd));
-        noted.map_err(|raw| error(|| "note unsynced copies in the work directory".into(), raw))
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let written = rustix::fs::openat(&self.own, UNSYNCED, flags, Mode::RUSR | Mode::WUSR).and_then(|fd| {
+            rustix::io::write(&fd, &self.space.epoch.to_le_bytes())?;
+            rustix::fs::fsync(&fd)
+        });
+        written.map_err(|raw| error(|| "note unsynced copies in the work directory".into(), raw))?;
+        *noted = true;
+        Ok(())
+    }
+
+    /// Drops the second link of what is no partial copy any more, or was not yet one when a crash came.
+    fn sweep_partials(&self) -> Result<()> {
+        for backing in numbers(&self.partial)? {
+            let found = self.resolve(Target::Partial(backing));
+            if !self.space.is_partial(&found)? {
+                self.drop_partial(backing)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks at a copy that took its name unsynced. One whose body a power cut took becomes a metadata-only copy again: the
     /// lower's content counts, as before the change that was lost.
     fn recover(&self, of: &Found<'_>, stat: &mut Stat, marks: &mut Marks) -> Result<()> {
         let record = self.space.origin(of)?;
-        if marks.metacopy || !self.lost_body(of, stat, record.length)? {
-            return Ok(());
+        if !marks.metacopy {
+            if !self.lost_body(of, stat, record.length)? {
+                return Ok(());
+            }
+            log::warn!("{}: its body was lost with the power; the lower's content counts again", of.doing("look at"));
+            // A crash on the way finds a lost body again: the mark comes last.
+            let file = self.open_found(of)?;
+            overlay::UpperFile::truncate(&file, 0)?;
+            overlay::UpperFile::truncate(&file, record.length)?;
+            self.space.set(of, marks::REDIRECT, &record.path)?;
+            self.space.set(of, marks::METACOPY, b"")?;
+            *stat = self.raw_stat(of)?;
+            marks.redirect = Some(record.path.clone());
         }
-        log::warn!("{}: its body was lost with the power; the lower's content counts again", of.doing("look at"));
-        self.space.set(of, marks::METACOPY, b"")?;
-        let file = self.open_found(of)?;
-        overlay::UpperFile::truncate(&file, 0)?;
-        overlay::UpperFile::truncate(&file, record.length)?;
-        self.space.set_origin(of, &marks::OriginRecord { length: 0, ..record })?;
-        *stat = self.raw_stat(of)?;
+        self.space.set_origin(of, &record.synced())?;
         (marks.metacopy, marks.unsynced) = (true, false);
         Ok(())
     }
@@ -315,8 +339,20 @@ fn index_name(origin: Ino) -> NameBuf {
     NameBuf::new(format!("{:016x}", origin.0)).unwrap_or_else(|_| unreachable!("hex digits are a name"))
 }
 
-/// In `plyfs/`: some copies took their names unsynced.
+/// In `plyfs/`: some copies took their names unsynced; it holds their epoch.
 const UNSYNCED: &str = "unsynced";
+
+/// Reads the epoch of copies that an earlier mount left unsynced; a note that is cut off was made before the first of them.
+fn noted_epoch(own: &OwnedFd) -> rustix::io::Result<Option<u64>> {
+    let fd = match rustix::fs::openat(own, UNSYNCED, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Raw::NOENT) => return Ok(None),
+        Err(raw) => return Err(raw),
+    };
+    let mut epoch = [0; 8];
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut epoch[..]))?;
+    Ok((read == epoch.len()).then(|| u64::from_le_bytes(epoch)))
+}
 
 /// Reads the numbers that a folder of ours has as names.
 fn numbers(dir: &OwnedFd) -> Result<Vec<u64>> {
@@ -532,17 +568,22 @@ impl Upper for UpperDir {
             return Ok(());
         }
         overlay::UpperFile::sync(&self.open_found(&of)?, true)?;
-        self.space.set_origin(&of, &marks::OriginRecord { length: 0, ..record })
+        self.space.set_origin(&of, &record.synced())
     }
 
     fn begin_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()> {
         let stat = self.stat(of)?;
-        self.space.set_partial(&self.resolve(of), limit)?;
+        // The link first: one without the mark is swept at the next start, a mark without the link would never be found.
         let name = index_name(stat.ino);
         match self.link_raw(of, self.partial.as_fd(), name.as_bytes()) {
-            Ok(()) | Err(Raw::EXIST) => Ok(()),
-            Err(raw) => Err(error(|| shown(name.as_name(), "note the partial copy"), raw)),
+            Ok(()) | Err(Raw::EXIST) => {}
+            Err(raw) => return Err(error(|| shown(name.as_name(), "note the partial copy"), raw)),
         }
+        let marked = self.space.set_partial(&self.resolve(of), limit);
+        if marked.is_err() {
+            self.drop_partial(stat.ino.0)?;
+        }
+        marked
     }
 
     fn limit_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()> {
@@ -744,5 +785,17 @@ impl Upper for UpperDir {
 
     fn has_acls(&self) -> bool {
         true
+    }
+
+    fn rest(&self) -> Result<()> {
+        let mut noted = self.noted.lock();
+        if !*noted {
+            return Ok(());
+        }
+        rustix::fs::syncfs(&self.root).map_err(|raw| error(|| "sync the upper".into(), raw))?;
+        rustix::fs::unlinkat(&self.own, UNSYNCED, AtFlags::empty())
+            .map_err(|raw| error(|| "drop the note of unsynced copies".into(), raw))?;
+        *noted = false;
+        Ok(())
     }
 }
