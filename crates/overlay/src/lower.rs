@@ -65,6 +65,14 @@ pub trait Lower: Send + Sync + 'static {
     /// Visits all extended attributes as (name, value).
     fn xattrs(&self, slot: Slot, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()>;
 
+    /// Tells whether [`Lower::read_ahead`] gains anything.
+    fn reads_ahead(&self) -> bool {
+        false
+    }
+
+    /// Reads what lies below a directory that is being walked, for who asks next; called from a thread beside.
+    fn read_ahead(&self, _dir: Slot) {}
+
     /// Tells whether any file or directory has a POSIX ACL (a guess on the safe side where that is not known).
     fn has_acls(&self) -> bool;
 

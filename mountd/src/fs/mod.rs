@@ -3,6 +3,7 @@
 //! A file handle is made of the open flags alone and a directory has none, so that nothing of a session lives in numbers
 //! that die with the process. Slow work (copies of large bodies, syncs) is done by a few threads of its own.
 
+mod ahead;
 mod convert;
 mod passthrough;
 mod pool;
@@ -31,6 +32,7 @@ pub(crate) struct Core<L: Lower, U: Upper> {
     pub(crate) wishes: Wishes,
     pub(crate) pass: Passthrough,
     pub(crate) pool: Pool,
+    pub(crate) ahead: ahead::Ahead,
     /// The means to tell the kernel what changed behind its back.
     pub(crate) notifier: OnceLock<Notifier>,
 }
@@ -83,7 +85,14 @@ where
 {
     /// Puts a filesystem over a union.
     pub fn new(overlay: Overlay<L, U>, wishes: Wishes) -> Self {
-        let core = Core { overlay, wishes, pass: Passthrough::new(), pool: Pool::new(), notifier: OnceLock::new() };
+        let core = Core {
+            overlay,
+            wishes,
+            pass: Passthrough::new(),
+            pool: Pool::new(),
+            ahead: ahead::Ahead::new(),
+            notifier: OnceLock::new(),
+        };
         Fs { core: Arc::new(core) }
     }
 

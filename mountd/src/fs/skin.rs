@@ -502,10 +502,16 @@ where
     }
 
     fn readdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        if offset == 0 {
+            self.core.read_ahead(ino(node));
+        }
         self.core.read_dir(ino(node), offset, reply);
     }
 
     fn readdirplus(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        if offset == 0 {
+            self.core.read_ahead(ino(node));
+        }
         self.core.read_dir_plus(ino(node), offset, reply);
     }
 
