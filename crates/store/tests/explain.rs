@@ -30,7 +30,9 @@ fn layout(dir: &Path, layers: &[Vec<u8>]) {
         digest.to_string()
     };
     let digests: Vec<String> = layers.iter().map(|layer| put(layer)).collect();
-    let config = serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": digests}}).to_string();
+    let config =
+        serde_json::json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": digests}})
+            .to_string();
     let described: Vec<_> = layers
         .iter()
         .zip(&digests)
@@ -50,7 +52,13 @@ fn layout(dir: &Path, layers: &[Vec<u8>]) {
 fn the_winner_and_what_hides_the_others_are_told() {
     use tar::EntryType::{Directory, Regular};
     let temp = tempfile::tempdir().unwrap();
-    let base = tar_of(&[("d/", Directory, b""), ("d/a", Regular, b"1"), ("d/b", Regular, b"1"), ("o/", Directory, b""), ("o/x", Regular, b"1")]);
+    let base = tar_of(&[
+        ("d/", Directory, b""),
+        ("d/a", Regular, b"1"),
+        ("d/b", Regular, b"1"),
+        ("o/", Directory, b""),
+        ("o/x", Regular, b"1"),
+    ]);
     let middle = tar_of(&[("d/a", Regular, b"22"), ("d/.wh.b", Regular, b""), ("o/.wh..wh..opq", Regular, b"")]);
     let top = tar_of(&[("d/c", Regular, b"333")]);
     layout(&temp.path().join("layout"), &[base, middle, top]);
@@ -60,14 +68,21 @@ fn the_winner_and_what_hides_the_others_are_told() {
     let image = store.images().unwrap().remove(0);
     let explain = |path: &str| store.explain_image(&image, &TreePath::parse(path.as_bytes()).unwrap()).unwrap();
 
-    let layer_of = |path: &str| explain(path).winner().map(|step| match step.place {
-        Place::Layer(number, diff_id) => (number, diff_id),
-        Place::Upper => panic!("an image has no upper"),
-    });
+    let layer_of = |path: &str| {
+        explain(path).winner().map(|step| match step.place {
+            Place::Layer(number, diff_id) => (number, diff_id),
+            Place::Upper => panic!("an image has no upper"),
+        })
+    };
     assert_eq!(layer_of("d/a"), Some((1, image.diff_ids[1])));
     assert_eq!(layer_of("d/c"), Some((2, image.diff_ids[2])));
     assert_eq!(layer_of("d/b"), None);
-    assert!(explain("d/b").steps.iter().any(|step| step.met == Met::Whiteout && step.place == Place::Layer(1, image.diff_ids[1])));
+    assert!(
+        explain("d/b")
+            .steps
+            .iter()
+            .any(|step| step.met == Met::Whiteout && step.place == Place::Layer(1, image.diff_ids[1]))
+    );
     assert_eq!(layer_of("o/x"), None);
     assert!(explain("o/x").steps.iter().any(|step| step.met == Met::Opaque));
     assert_eq!(explain("nowhere").steps, []);
