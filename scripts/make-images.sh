@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# Builds real images with shared layers, out of Debian, PyPI and npm packages, as one OCI layout: DIR/oci.
+# Builds real images with shared layers out of Debian packages, as one OCI layout: DIR/oci.
 #
 #   scripts/make-images.sh [DIR [IMAGE...]]      DIR is /tmp/images unless given; all images unless some are named
 #
-#   base     a minimal Debian                          1 layer
-#   redis    base + redis-server                       2 layers
-#   nginx    base + nginx                              2 layers
-#   python   base + Python with pip                    2 layers
-#   build    base + gcc, make, git, perl               2 layers
-#   sci      python + numpy, pandas, scipy, flask      4 layers, whiteouts in the last
-#   node     base + Node.js + an application           3 layers, many small files
+#   base     a minimal Debian                                1 layer
+#   redis    base + redis-server                             2 layers
+#   nginx    base + nginx                                    2 layers
+#   python   base + Python with pip                          2 layers
+#   build    base + gcc, make, git, perl                     2 layers
+#   sci      python + numpy, pandas, scipy; then flask       5 layers, whiteouts in the last
+#   node     base + Node.js with npm, webpack, eslint        3 layers, many small files, files of user 1000
 #
-# Run again, it builds what is missing. Needs root and the network, and mmdebstrap, buildah, skopeo; for sci also
-# python3 with pip, for node also npm.
+# Run again, it builds what is missing. Needs root, a Debian mirror, and the packages mmdebstrap, buildah, skopeo.
 set -euo pipefail
 
 dir=${1:-/tmp/images}
@@ -50,7 +49,7 @@ with_packages() {
   inside "$container" sh -ec "
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq update
-    apt-get -qq install --no-install-recommends $* >/dev/null
+    apt-get -qq install --no-install-recommends $* >/dev/null 2>&1 || { echo 'cannot install $*' >&2; exit 1; }
     rm -rf /var/lib/apt/lists/*"
   commit "$container" "$name"
 }
@@ -65,36 +64,22 @@ build_base() {
 }
 
 build_sci() {
-  local container wheels=$dir/wheels
-  local install="pip install --quiet --no-cache-dir --no-index --find-links /wheels --break-system-packages"
-  need python3 python3
-  image python
-  mkdir -p "$wheels"
-  # For the Python of the image, whatever this machine's is.
-  python3 -m pip download --quiet --dest "$wheels" --only-binary :all: --python-version 3.11 \
-    numpy pandas scipy flask requests
-  built sci.numbers || {
-    container=$(from localhost/python)
-    buildah run --isolation chroot --volume "$wheels:/wheels:ro" "$container" -- \
-      sh -ec "$install --root-user-action=ignore numpy pandas scipy"
-    commit "$container" sci.numbers
-  }
-  container=$(from localhost/sci.numbers)
-  buildah run --isolation chroot --volume "$wheels:/wheels:ro" "$container" -- \
-    sh -ec "$install --root-user-action=ignore flask requests; rm -rf /usr/share/doc /usr/share/man"
+  local container
+  with_packages sci.numbers python python3-numpy python3-pandas python3-scipy
+  with_packages sci.web sci.numbers python3-flask python3-requests
+  container=$(from localhost/sci.web)
+  inside "$container" rm -rf /usr/share/doc /usr/share/man
   commit "$container" sci
 }
 
 build_node() {
-  local container
-  need npm npm
-  mkdir -p "$dir/npm"
-  npm install --silent --ignore-scripts --no-audit --no-fund --prefix "$dir/npm" \
-    webpack eslint jest typescript react react-dom express lodash >/dev/null
-  with_packages node.runtime base nodejs
+  local container app=$dir/app
+  with_packages node.runtime base nodejs npm webpack eslint
+  mkdir -p "$app"
+  echo 'require("http").createServer((q, a) => a.end("hello\n")).listen(8080);' >"$app/index.js"
   container=$(from localhost/node.runtime)
-  buildah add --quiet "$container" "$dir/npm/node_modules" /app/node_modules >/dev/null
-  buildah config --workingdir /app --entrypoint '["node"]' --user 1000:1000 --port 8080 "$container"
+  buildah add --quiet --chown 1000:1000 "$container" "$app" /app >/dev/null
+  buildah config --workingdir /app --entrypoint '["node", "index.js"]' --user 1000:1000 --port 8080 "$container"
   commit "$container" node
 }
 
