@@ -101,7 +101,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     fn lazily(&self, slot: Slot) -> Result<bool> {
         let stat = self.lower.stat(slot)?;
         let large = self.options.lazy && stat.kind == FileType::File && stat.size >= self.options.lazy_min;
-        Ok(large && u64::from(self.writable()?.statfs()?.block) <= BLOCK)
+        Ok(large
+            && u64::from(self.writable()?.statfs()?.block) <= BLOCK
+            && matches!(self.lower.body(slot)?, Body::File(_)))
     }
 
     /// Finishes what a crash cut off: a metadata-only copy that is empty was about to lose its body. Tells whether it was so.

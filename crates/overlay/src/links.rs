@@ -119,7 +119,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let mut above = loop {
             match self.nodes.get(self.id_of(slot)) {
                 Some(node) if node.in_upper() => break Some(node),
-                Some(node) if self.is_gone(&node) => return Ok(None),
+                Some(node) if self.is_gone(&node) => break None,
                 _ if slot == self.lower.root() => return Ok(Some(At::Lower(dir))),
                 _ => {}
             }

@@ -188,7 +188,7 @@ impl Chooser<'_> {
             }
             3 => {
                 let path = self.path(Some(FileType::File));
-                let size = *self.random.pick(&[0, 0, 3, 10, 30]);
+                let size = *self.random.pick(&[0, 0, 3, 10, 30, 6000, 8192]);
                 Op::Truncate(path, size, self.privilege())
             }
             4 => {
@@ -219,11 +219,12 @@ impl Chooser<'_> {
 
     fn file_op(&mut self) -> Op {
         let handle = self.handle();
-        let offset = self.random.below(40) as u64;
+        let offset = self.random.below(if self.random.clone().chance(30) { 16_000 } else { 40 }) as u64;
         match self.random.below(16) {
-            0..=2 => Op::Read(handle, offset, self.random.below(80)),
+            0..=2 => Op::Read(handle, offset, self.random.below(80) * if offset > 40 { 100 } else { 1 }),
             3..=5 => {
-                let fill = Fill(self.random.below(256) as u8, 1 + self.random.below(50));
+                let len = 1 + self.random.below(if offset > 40 { 5000 } else { 50 });
+                let fill = Fill(self.random.below(256) as u8, len);
                 Op::Write(handle, offset, fill, self.privilege())
             }
             6 => Op::TruncateOpen(handle, offset, self.privilege()),
@@ -235,7 +236,7 @@ impl Chooser<'_> {
             11 => Op::Seek(handle, offset, *self.random.pick(&[Seek::Data, Seek::Hole])),
             12 => {
                 let mode = *self.random.pick(&[0, 1, 3]);
-                Op::Allocate(handle, mode, offset, 1 + self.random.below(30) as u64)
+                Op::Allocate(handle, mode, offset, 1 + self.random.below(if offset > 40 { 6000 } else { 30 }) as u64)
             }
             13 => {
                 let to = self.handle();
@@ -262,6 +263,7 @@ impl Chooser<'_> {
 
     fn rest(&mut self) -> Op {
         match self.random.below(8) {
+            0 if self.means.remounts && self.random.chance(50) => Op::Rest,
             0 if self.means.remounts => Op::Remount,
             1..=4 => Op::Forget(if self.random.chance(40) { p("") } else { self.path(None) }),
             _ => Op::Look(self.path(None)),

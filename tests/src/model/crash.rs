@@ -89,7 +89,10 @@ impl<'a> Trial<'a> {
                 Blow::Full => Trouble::FailAfter(step, Errno::ENOSPC),
             };
             subject.upper().disk().set_trouble(trouble);
-            let answer = subject.run(self.op);
+            let answer = match self.op {
+                Op::Rest => subject.settle().map(|()| super::kernel::Got::Done).map_err(Failed::Fault),
+                op => subject.run(op),
+            };
             if subject.upper().disk().trouble_pending() {
                 return Ok(u64::from(step));
             }
@@ -119,6 +122,12 @@ impl<'a> Trial<'a> {
     }
 
     fn check_full(&self, mut subject: InMemory, answer: Result<super::kernel::Got, Failed>) -> Result<(), String> {
+        if *self.op == Op::Rest {
+            // It is resumed by the next mount.
+            subject.remount()?;
+            self.is(&self.before, &subject.view()?, Scope { mtime: Mtime::Before(self.disk.now()), ..Scope::ALL })?;
+            return subject.settle();
+        }
         let view = subject.view()?;
         // The times of a directory are not set back where that fails.
         let scope = Scope { mtime: Mtime::Before(self.disk.now()), ..Scope::ALL };
@@ -207,7 +216,10 @@ impl<'a> Trial<'a> {
     }
 
     fn again_in(&self, subject: &mut InMemory) -> Result<(), String> {
-        let answer = subject.run(self.op);
+        let answer = match self.op {
+            Op::Rest => return subject.rest(),
+            op => subject.run(op),
+        };
         let view = subject.view()?;
         let scope = Scope { mtime: Mtime::Before(self.disk.now()), ..Scope::ALL };
         self.is_after(&view, scope).map_err(|why| format!("done again ({answer:?}): {why}"))
@@ -242,6 +254,7 @@ fn opening(tree: &Tree, op: &Op) -> Option<Vec<Op>> {
         | Op::SetXattrOpen(handle, ..)
         | Op::Allocate(handle, ..)
         | Op::LinkOpen(handle, _) => vec![open(handle)?],
+        Op::Rest => Vec::new(),
         Op::CopyRange(from, _, to, ..) if from != to => vec![open(from)?, open(to)?],
         _ => return None,
     })

@@ -41,7 +41,7 @@ pub fn tree(stack: &Stack) -> Tree {
 }
 
 fn mount(stack: &Stack, settings: &Settings, upper: &MemoryUpper) -> Result<Kernel<MemoryLower, MemoryUpper>, String> {
-    let options = Options { small: settings.small, open_dirs: settings.open_dirs, ..Options::default() };
+    let options = Options { small: settings.small, open_dirs: settings.open_dirs, lazy_min: settings.lazy_min, ..Options::default() };
     let overlay = Overlay::new(fold(stack), Some(upper.clone()), options).map_err(|error| format!("mount: {error}"))?;
     Ok(Kernel::new(overlay))
 }
@@ -55,6 +55,19 @@ impl InMemory {
         let upper = MemoryUpper::new(disk);
         let kernel = mount(stack, settings, &upper)?;
         Ok(InMemory { stack: stack.clone(), settings: *settings, upper, kernel })
+    }
+
+    /// Brings the upper to rest.
+    ///
+    /// # Errors
+    /// In words: it failed, or left something behind.
+    pub fn settle(&mut self) -> Result<(), String> {
+        self.kernel.close_all();
+        self.kernel.overlay.settle().map_err(|error| format!("settle: {error}"))?;
+        match self.upper.disk().rest_errors().first() {
+            Some(wrong) => Err(format!("at rest: {wrong}")),
+            None => Ok(()),
+        }
     }
 
     /// Returns the upper.
@@ -76,6 +89,12 @@ impl Subject for InMemory {
         let disk = self.upper.disk().recovered();
         *self = InMemory::new(&self.stack, &self.settings, disk)?;
         Ok(())
+    }
+
+    fn rest(&mut self) -> Result<(), String> {
+        self.kernel.run(&Op::Forget(super::op::p(""))).map_err(|why| format!("{why:?}"))?;
+        self.settle()?;
+        self.remount()
     }
 
     fn view(&mut self) -> Result<View, String> {

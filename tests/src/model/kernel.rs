@@ -283,7 +283,7 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
                 }
                 Ok(Got::Done)
             }
-            Op::Remount => unreachable!("a remount replaces the kernel"),
+            Op::Remount | Op::Rest => unreachable!("a remount replaces the kernel"),
         }
     }
 
@@ -542,6 +542,18 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
                 self.overlay.forget(ino, known.lookups);
             }
         }
+    }
+
+    /// Closes everything.
+    pub fn close_all(&mut self) {
+        for ino in std::mem::take(&mut self.files).into_values() {
+            self.overlay.release(ino);
+            self.unuse(ino);
+        }
+        for dir in std::mem::take(&mut self.dirs).into_values() {
+            self.unuse(dir.ino);
+        }
+        self.evict();
     }
 
     /// Looks at everything.

@@ -428,6 +428,19 @@ impl Disk {
         Ok(self.entries(dir)?.values().all(|ino| self.is_whiteout(*ino)))
     }
 
+    /// Tells what is left that only a mount of ours understands.
+    pub fn rest_errors(&self) -> Vec<String> {
+        let mut wrong = self.format_errors();
+        wrong.extend(self.index.keys().map(|origin| format!("{origin:?} is in the index")));
+        wrong.extend(self.partials.iter().map(|ino| format!("inode {ino} is a partial copy")));
+        for (ino, inode) in &self.inodes {
+            if inode.marks.partial.is_some() {
+                wrong.push(format!("inode {ino} is marked as a partial copy"));
+            }
+        }
+        wrong
+    }
+
     /// Tells what is not as kernel overlayfs would have it.
     pub fn format_errors(&self) -> Vec<String> {
         let mut wrong = Vec::new();

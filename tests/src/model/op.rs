@@ -152,4 +152,6 @@ pub enum Op {
     Forget(Path),
     /// The mount ends (all handles are closed) and begins again.
     Remount,
+    /// The mount ends in order, its upper at rest, and begins again.
+    Rest,
 }

@@ -30,13 +30,15 @@ pub struct Settings {
     pub small: u64,
     /// How many directories are held open.
     pub open_dirs: usize,
+    /// From how many bytes on a body is copied piece by piece.
+    pub lazy_min: u64,
     /// The whole tree is looked at after so many operations; 0 is never before the end.
     pub look_every: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { small: 8, open_dirs: 3, look_every: 1 }
+        Settings { small: 8, open_dirs: 3, lazy_min: 1, look_every: 1 }
     }
 }
 
@@ -72,6 +74,12 @@ pub trait Subject {
     /// # Errors
     /// In words.
     fn remount(&mut self) -> Result<(), String>;
+
+    /// Ends the mount in order and mounts again; the upper was at rest between.
+    ///
+    /// # Errors
+    /// In words.
+    fn rest(&mut self) -> Result<(), String>;
 
     /// Looks at everything.
     ///
@@ -141,9 +149,12 @@ impl<S: Subject> Run<S> {
     /// In words.
     pub fn step(&mut self, op: &Op) -> Result<(), String> {
         let now = self.subject.now();
-        if *op == Op::Remount {
+        if matches!(op, Op::Remount | Op::Rest) {
             self.tree.close_all();
-            self.subject.remount()?;
+            match op {
+                Op::Rest => self.subject.rest()?,
+                _ => self.subject.remount()?,
+            }
             if !self.subject.keeps_numbers() {
                 self.identity.clear();
             }
@@ -196,7 +207,8 @@ impl<S: Subject> Run<S> {
     /// In words.
     pub fn end(&mut self) -> Result<(), String> {
         self.look().map_err(|why| format!("at the end: {why}"))?;
-        self.step(&Op::Remount).map_err(|why| format!("after the last remount: {why}"))
+        self.step(&Op::Remount).map_err(|why| format!("after the last remount: {why}"))?;
+        self.step(&Op::Rest).map_err(|why| format!("after a rest: {why}"))
     }
 }
 
@@ -268,6 +280,7 @@ impl Trial<'_> {
         let settings = Settings {
             small: *random.pick(&[0, 8, 30, 1000]),
             open_dirs: *random.pick(&[1, 2, 1000]),
+            lazy_min: *random.pick(&[1, 5000, u64::MAX]),
             look_every: *random.pick(&[0, 1, 7]),
         };
         let mut tree = (self.tree)(&stack);
@@ -358,6 +371,7 @@ fn shrink(run: &dyn Fn(&Case) -> Result<u64, String>, mut case: Case, mut why: S
             Settings { look_every: 0, ..case.settings },
             Settings { open_dirs: 1000, ..case.settings },
             Settings { small: 1000, ..case.settings },
+            Settings { lazy_min: u64::MAX, ..case.settings },
         ] {
             let simpler = settings != case.settings && (settings.look_every, case.settings.look_every) != (1, 0);
             if simpler {

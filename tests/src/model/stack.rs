@@ -8,7 +8,7 @@ use layer::{FileType, Slot, Time};
 use overlay::folded::{Folded, MemoryBodies, fold_fixtures};
 use overlay::{Body as LowerBody, Lower, LowerFile};
 
-use super::op::{Path, p};
+use super::op::{Fill, Path, p};
 use super::random::Random;
 use super::tree::{Body, CAPABILITY, Id, Inode, ROOT, Tree, When};
 
@@ -29,10 +29,10 @@ pub enum Form {
 
 /// The names that everything is called by, so that they meet often.
 pub fn random_name(random: &mut Random) -> Vec<u8> {
-    match random.below(40) {
-        0 => b"\xff\xfe".to_vec(),
-        1 => vec![b'n'; 255],
-        2 => b".wh.a".to_vec(),
+    match random.below(200) {
+        0..5 => b"\xff\xfe".to_vec(),
+        5 => vec![b'n'; 255],
+        6..10 => b".wh.a".to_vec(),
         at => vec![b"abcde"[at % 5]],
     }
 }
@@ -103,7 +103,11 @@ fn add_item(random: &mut Random, form: Form, layer: &mut Vec<Item>) {
     let item = match random.below(20) {
         0..5 => fixture::dir(name),
         5..10 => fixture::file(name, content(random)),
-        10 => fixture::object(name, content(random)),
+        10 => {
+            // Some are large enough to be copied piece by piece.
+            let large = Fill(random.below(256) as u8, 5000 + random.below(10_000));
+            fixture::object(name, if random.chance(60) { large.bytes() } else { content(random) })
+        }
         11 => fixture::symlink(name, random_name(random)),
         12 => special(random, name),
         13 | 14 => match hardlink_target(random, form, layer) {
@@ -182,6 +186,9 @@ pub fn spell(item: &Item) -> String {
     let path = text(&item.path);
     let (mut spelled, perm) = match &item.kind {
         ItemKind::Dir => (format!("dir({path})"), 0o755),
+        ItemKind::File { content, object: true } if content.len() > 100 => {
+            (format!("object({path}, Fill({}, {}).bytes())", content[0], content.len()), 0o644)
+        }
         ItemKind::File { content, object: false } => (format!("file({path}, {})", text(content)), 0o644),
         ItemKind::File { content, object: true } => (format!("object({path}, {})", text(content)), 0o644),
         ItemKind::Symlink(target) => (format!("symlink({path}, {})", text(target)), 0o777),

@@ -466,7 +466,7 @@ impl Tree {
             },
             Op::DirOpen(..) | Op::DirNext(..) | Op::DirRewind(_) | Op::MkdirAt(..) | Op::DirClose(_) => self.dir_op(op, now),
             Op::Forget(_) => Ok(Expected::Done),
-            Op::Remount => {
+            Op::Remount | Op::Rest => {
                 self.close_all();
                 Ok(Expected::Done)
             }
