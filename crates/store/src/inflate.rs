@@ -17,7 +17,8 @@ pub(crate) enum Compression {
 
 /// How many first bytes tell.
 pub(crate) const MAGIC_LEN: usize = 262;
-/// The largest zstd window, as the `zstd` tool accepts without being asked (2^27 bytes).
+/// The largest zstd window, as the `zstd` tool accepts without being asked: 2^27 bytes. It is memory that only a layer made with
+/// such a window takes; ordinary levels have 8 MiB at most.
 const WINDOW_LOG_MAX: u32 = 27;
 
 impl Compression {
