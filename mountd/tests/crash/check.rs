@@ -183,11 +183,7 @@ fn compare(
     Ok((contents, seen))
 }
 
-fn check_identity(
-    names: &BTreeMap<Id, Vec<&str>>,
-    tree: &Tree,
-    found: &BTreeMap<&str, &Found>,
-) -> Result<(), String> {
+fn check_identity(names: &BTreeMap<Id, Vec<&str>>, tree: &Tree, found: &BTreeMap<&str, &Found>) -> Result<(), String> {
     let mut inos = BTreeSet::new();
     for (id, paths) in names {
         let first = found[paths[0]];
@@ -286,8 +282,5 @@ pub(crate) fn story(model: &Model) -> String {
         None => "nothing".to_owned(),
     };
     let adds = model.log.iter().filter(|(_, names)| matches!(names, Names::Add { .. })).count();
-    format!(
-        "{} done, durable {}, pending {pending}, {adds} added; last first {last:#?}",
-        model.done, model.durable
-    )
+    format!("{} done, durable {}, pending {pending}, {adds} added; last first {last:#?}", model.done, model.durable)
 }

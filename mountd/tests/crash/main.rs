@@ -53,10 +53,11 @@ fn storms(name: &str, end: End, disk: Option<&'static str>, few: u64) {
     let rounds = number("PLYFS_CRASH_ROUNDS").or(nightly).unwrap_or(few);
     let first = number("PLYFS_CRASH_SEED").unwrap_or(1);
     let mut stage = Stage::new(disk);
-    let lower = stage.path("lower");
+    let lower = stage.lower();
     for thread in THREADS {
         build_lower(&lower, thread);
     }
+    rustix::fs::syncfs(std::fs::File::open(&lower).unwrap()).unwrap();
     let before = hash(&lower);
     let (mut total, mut operations, start) = (Seen::default(), 0, Instant::now());
     for seed in first..first + rounds {
@@ -106,7 +107,8 @@ fn round(stage: &mut Stage, end: End, seed: u64) -> Result<(Seen, u64), String> 
     let (mut total, mut operations) = (Seen::default(), 0);
     stage.mount(options);
     for crash in 0..CRASHES {
-        operations += rage(stage, &models, end, syncs, &mut random)?;
+        let often = if random.one_in(2) { 1 } else { 30 };
+        operations += rage(stage, &models, end, (syncs, often), &mut random)?;
         stage.kill();
         stage.clear();
         if end == End::Cut {
@@ -115,6 +117,13 @@ fn round(stage: &mut Stage, end: End, seed: u64) -> Result<(Seen, u64), String> 
         stage.mount(options);
         total += check_all(&stage.path("mount"), &models, end, Identity::Checked)
             .map_err(|why| format!("crash {crash}: {why}"))?;
+    }
+    if random.one_in(2) {
+        // Once more, while the upper is brought to rest.
+        crash_at_rest(stage, end, &mut random);
+        stage.mount(options);
+        check_all(&stage.path("mount"), &models, End::Killed, Identity::Checked)
+            .map_err(|why| format!("crash at rest: {why}"))?;
     }
     end_in_peace(stage, &models, options)?;
     Ok((total, operations))
@@ -125,10 +134,11 @@ fn rage(
     stage: &mut Stage,
     models: &[Mutex<Model>],
     end: End,
-    syncs: bool,
+    (disk_syncs, syncs): (bool, usize),
     random: &mut Random,
 ) -> Result<u64, String> {
-    let weather = Weather { mount: stage.path("mount"), over: AtomicBool::new(false), done: AtomicU64::new(0) };
+    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let weather = Weather { mount: stage.path("mount"), over, done, syncs };
     let length = Duration::from_millis(60 + random.below(400) as u64);
     std::thread::scope(|scope| {
         let threads: Vec<_> = THREADS
@@ -142,7 +152,7 @@ fn rage(
         let start = Instant::now();
         while start.elapsed() < length {
             std::thread::sleep(length.min(Duration::from_millis(40)));
-            if syncs && random.one_in(3) {
+            if disk_syncs && random.one_in(3) {
                 sync_disk(&stage.path("disk"), models)?;
             }
         }
@@ -157,6 +167,19 @@ fn rage(
         }
         Ok(weather.done.load(Ordering::Relaxed))
     })
+}
+
+/// Unmounts, and crashes while the daemon settles. Everything is on disk by then but for what is settled.
+fn crash_at_rest(stage: &mut Stage, end: End, random: &mut Random) {
+    stage.unmount_only();
+    std::thread::sleep(Duration::from_micros(random.below(40_000) as u64));
+    if end == End::Cut {
+        stage.cut();
+    }
+    stage.kill();
+    if end == End::Cut {
+        stage.power_on();
+    }
 }
 
 /// syncfs(2) of the upper's filesystem: the daemon never hears of it.
@@ -196,7 +219,8 @@ fn end_in_peace(stage: &mut Stage, models: &[Mutex<Model>], options: &str) -> Re
     check::check_work(&stage.path("disk/work"))?;
     stage.mount_by_kernel();
     let by_kernel = check_all(&stage.path("kernel"), models, End::Killed, Identity::Ignored);
-    let upper = check::walk(&stage.path("kernel")).and_then(|shown| check::check_upper(&stage.path("disk/upper"), &shown));
+    let upper =
+        check::walk(&stage.path("kernel")).and_then(|shown| check::check_upper(&stage.path("disk/upper"), &shown));
     stage.unmount_kernel();
     by_kernel.map_err(|why| format!("by kernel overlayfs: {why}"))?;
     upper?;
@@ -302,7 +326,11 @@ fn fill_lower(thread: &str, tell: &mut dyn FnMut(Entry) -> Id) {
     sparse[8192..700_000].fill(0);
     add(own, "sparse", Kind::File, sparse);
     for (number, file) in files.iter().step_by(5).enumerate() {
-        tell(Entry { dir: dirs[number % dirs.len()], name: format!("{thread}n{}", 9 + number), what: What::Link(*file) });
+        tell(Entry {
+            dir: dirs[number % dirs.len()],
+            name: format!("{thread}n{}", 9 + number),
+            what: What::Link(*file),
+        });
         tell(Entry { dir: own, name: format!("{thread}n{}", 16 + number), what: What::Link(*file) });
     }
 }

@@ -24,7 +24,7 @@ impl Stage {
     pub(crate) fn new(kind: Option<&'static str>) -> Self {
         let dir = tempfile::Builder::new().prefix("plyfs-crash-").tempdir().unwrap();
         let stage = Stage { dir, daemon: None, disk: kind.map(|kind| Disk { kind }) };
-        for name in ["lower", "disk", "mount", "kernel"] {
+        for name in ["disk", "mount", "kernel"] {
             std::fs::create_dir(stage.path(name)).unwrap();
         }
         if let Some(disk) = &stage.disk {
@@ -33,11 +33,20 @@ impl Stage {
             run(Command::new(format!("mkfs.{}", disk.kind)).arg("-q").arg(&image)).unwrap();
             stage.mount_disk();
         }
+        std::fs::create_dir(stage.lower()).unwrap();
         stage
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The lower: beside the upper where blocks can be shared, on another filesystem elsewhere.
+    pub(crate) fn lower(&self) -> PathBuf {
+        match self.disk.as_ref().map(|disk| disk.kind) {
+            Some("xfs") => self.path("disk/lower"),
+            _ => self.path("lower"),
+        }
     }
 
     fn mount_disk(&self) {
@@ -56,7 +65,7 @@ impl Stage {
 
     /// Starts the daemon and waits until the mount answers.
     pub(crate) fn mount(&mut self, options: &str) {
-        let (lower, upper, work) = (self.path("lower"), self.path("disk/upper"), self.path("disk/work"));
+        let (lower, upper, work) = (self.lower(), self.path("disk/upper"), self.path("disk/work"));
         let all = format!(
             "lowerdir={},upperdir={},workdir={},plyfs.log={}{options}",
             lower.display(),
@@ -92,9 +101,14 @@ impl Stage {
         unmount(&self.path("mount"), Unmount::Lazily).unwrap();
     }
 
+    /// Unmounts, and leaves the daemon to its work.
+    pub(crate) fn unmount_only(&self) {
+        unmount(&self.path("mount"), Unmount::WhenIdle).unwrap();
+    }
+
     /// Unmounts and waits until the daemon has left.
     pub(crate) fn unmount(&mut self) {
-        unmount(&self.path("mount"), Unmount::WhenIdle).unwrap();
+        self.unmount_only();
         let mut daemon = self.daemon.take().unwrap();
         let start = Instant::now();
         while daemon.try_wait().unwrap().is_none() {
@@ -147,7 +161,7 @@ impl Stage {
     pub(crate) fn mount_by_kernel(&self) {
         let options = format!(
             "ro,lowerdir={},upperdir={},workdir={},metacopy=on,redirect_dir=on,index=off,xino=off",
-            self.path("lower").display(),
+            self.lower().display(),
             self.path("disk/upper").display(),
             self.path("disk/kernel-work").display()
         );

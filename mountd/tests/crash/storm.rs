@@ -24,6 +24,8 @@ pub(crate) struct Weather {
     /// The crash has begun: from now on errors are no failures.
     pub(crate) over: AtomicBool,
     pub(crate) done: AtomicU64,
+    /// One in so many chances to sync is taken: what is often synced leaves little to lose.
+    pub(crate) syncs: usize,
 }
 
 /// Goes on until the mount breaks.
@@ -34,7 +36,7 @@ pub(crate) fn rage(weather: &Weather, model: &Mutex<Model>, name: &str, mut rand
     loop {
         let (op, action) = {
             let mut model = model.lock();
-            let Some((op, action)) = choose(&mut model, name, &mut random) else { continue };
+            let Some((op, action)) = choose(&mut model, name, weather.syncs, &mut random) else { continue };
             model.begin(&op);
             (op, action)
         };
@@ -70,12 +72,28 @@ enum Action {
     RemoveDir(String),
     Rename(String, String),
     Exchange(String, String),
-    Write { path: String, offset: u64, bytes: Bytes, append: bool, sync: Sync },
-    Truncate { path: String, len: u64, sync: Sync },
+    Write {
+        path: String,
+        offset: u64,
+        bytes: Bytes,
+        append: bool,
+        sync: Sync,
+    },
+    Truncate {
+        path: String,
+        len: u64,
+        sync: Sync,
+    },
     /// Open with `O_TRUNC`.
-    Empty { path: String, sync: Sync },
+    Empty {
+        path: String,
+        sync: Sync,
+    },
     Chmod(String, u32),
-    Sync { path: String, sync: Sync },
+    Sync {
+        path: String,
+        sync: Sync,
+    },
     SyncDir(String),
 }
 
@@ -93,9 +111,7 @@ impl Action {
     fn perform(&self, mount: &Path) -> io::Result<()> {
         let at = |path: &String| mount.join(path);
         match self {
-            Action::Create(path) => {
-                OpenOptions::new().write(true).create_new(true).mode(MODE).open(at(path)).map(drop)
-            }
+            Action::Create(path) => OpenOptions::new().write(true).create_new(true).mode(MODE).open(at(path)).map(drop),
             Action::MakeDir(path) => std::fs::create_dir(at(path)),
             Action::Symlink(target, path) => std::os::unix::fs::symlink(target, at(path)),
             Action::Link(old, new) => std::fs::hard_link(at(old), at(new)),
@@ -138,7 +154,7 @@ fn sync_file(file: &File, sync: Sync) -> io::Result<()> {
 }
 
 /// Chooses what to do next; `None` when the dice fell on something that cannot be done just now.
-fn choose(model: &mut Model, prefix: &str, random: &mut Random) -> Option<(Op, Action)> {
+fn choose(model: &mut Model, prefix: &str, syncs: usize, random: &mut Random) -> Option<(Op, Action)> {
     let all = model.tree.listing();
     let files: Vec<_> = all.iter().filter(|entry| entry.kind == Kind::File).collect();
     let dirs: Vec<_> = all.iter().filter(|entry| entry.kind == Kind::Dir).collect();
@@ -146,9 +162,10 @@ fn choose(model: &mut Model, prefix: &str, random: &mut Random) -> Option<(Op, A
     let dir = (*random.pick(&dirs)?).clone();
     match random.below(100) {
         0..12 => add(model, &dir, prefix, random),
-        12..34 => write(model, &file?, random),
-        34..39 => truncate(model, &file?, random),
+        12..34 => write(model, &file?, syncs, random),
+        34..39 => truncate(model, &file?, syncs, random),
         39..45 => chmod(&file?, random),
+        45..56 if !random.one_in(syncs) => None,
         45..51 => {
             let (file, sync) = (file?, if random.one_in(3) { Sync::Data } else { Sync::File });
             Some((Op::Sync { id: file.id, sync }, Action::Sync { path: file.path, sync }))
@@ -201,15 +218,15 @@ fn add(model: &mut Model, dir: &Listed, prefix: &str, random: &mut Random) -> Op
     Some((Op::Names(Names::Add { at, id: model.fresh(), kind }), action))
 }
 
-fn some_sync(random: &mut Random) -> Sync {
-    match random.below(8) {
+fn some_sync(syncs: usize, random: &mut Random) -> Sync {
+    match random.below(8 * syncs) {
         0 => Sync::File,
         1 => Sync::Data,
         _ => Sync::None,
     }
 }
 
-fn write(model: &Model, file: &Listed, random: &mut Random) -> Option<(Op, Action)> {
+fn write(model: &Model, file: &Listed, syncs: usize, random: &mut Random) -> Option<(Op, Action)> {
     let size = model.files[&file.id].content.len();
     let len = match random.below(6) {
         0 => 1,
@@ -223,15 +240,15 @@ fn write(model: &Model, file: &Listed, random: &mut Random) -> Option<(Op, Actio
         _ => random.below(size + 1),
     };
     let bytes = Arc::new(random.bytes(len));
-    let sync = some_sync(random);
+    let sync = some_sync(syncs, random);
     let change = Change::Write { offset, bytes: bytes.clone() };
     let action = Action::Write { path: file.path.clone(), offset: offset as u64, bytes: Bytes(bytes), append, sync };
     Some((Op::Content { id: file.id, change, sync }, action))
 }
 
-fn truncate(model: &Model, file: &Listed, random: &mut Random) -> Option<(Op, Action)> {
+fn truncate(model: &Model, file: &Listed, syncs: usize, random: &mut Random) -> Option<(Op, Action)> {
     let size = model.files[&file.id].content.len();
-    let (path, sync) = (file.path.clone(), some_sync(random));
+    let (path, sync) = (file.path.clone(), some_sync(syncs, random));
     let len = match random.below(4) {
         0 => 0,
         1 => size + random.below(10_000),
@@ -249,13 +266,7 @@ fn chmod(file: &Listed, random: &mut Random) -> Option<(Op, Action)> {
     Some((Op::Chmod { id: file.id, mode }, Action::Chmod(file.path.clone(), mode)))
 }
 
-fn rename(
-    model: &Model,
-    all: &[Listed],
-    dir: &Listed,
-    prefix: &str,
-    random: &mut Random,
-) -> Option<(Op, Action)> {
+fn rename(model: &Model, all: &[Listed], dir: &Listed, prefix: &str, random: &mut Random) -> Option<(Op, Action)> {
     let movable: Vec<_> = all.iter().filter(|entry| entry.at.0 != ROOT).collect();
     let from = *random.pick(&movable)?;
     if random.one_in(6) {
