@@ -1,0 +1,398 @@
+//! Where a test happens: its directories, its daemon, and what is looked at after every test.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Debug;
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use mountd::mount::{Unmount, unmount};
+
+use crate::tree::{self, Tree};
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How large files are read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the kernel, past the daemon, where the kernel lets us.
+    Passthrough,
+    /// By the daemon.
+    Served,
+}
+
+/// Runs a test in each way, each time in a fresh area.
+pub(crate) fn each(test: impl Fn(&Area)) {
+    for way in [Way::Passthrough, Way::Served] {
+        once(way, &test);
+    }
+}
+
+/// Runs a test in one way.
+pub(crate) fn once(way: Way, test: impl Fn(&Area)) {
+    // Without privilege there is no passthrough: one way is enough.
+    if way == Way::Passthrough && in_user_namespace() {
+        return;
+    }
+    let area = Area::new(way);
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        test(&area);
+        area.check();
+    }));
+    if let Err(failed) = done {
+        let log = std::fs::read_to_string(area.log()).unwrap_or_default();
+        eprintln!("the test failed {way:?}; the daemon's log:\n{log}");
+        resume_unwind(failed);
+    }
+}
+
+/// Tells whether this process has no privilege over the filesystem that it writes to.
+pub(crate) fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Tells whether this is the superuser; else a test that needs that is skipped, by name.
+pub(crate) fn is_root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root() && !in_user_namespace();
+    if !root {
+        assert!(std::env::var_os("PLYFS_TEST_NO_SKIPS").is_none(), "{test} needs root");
+        eprintln!("{test}: skipped: needs root");
+    }
+    root
+}
+
+/// One test's directories and mounts.
+pub(crate) struct Area {
+    dir: tempfile::TempDir,
+    way: Way,
+    daemon: RefCell<Option<Daemon>>,
+    others: RefCell<Vec<Daemon>>,
+    lowers: RefCell<Vec<PathBuf>>,
+    /// What the lower trees were when they were first mounted.
+    before: RefCell<Option<Vec<Tree>>>,
+    skip_kernel: Cell<bool>,
+    skip_remount: Cell<bool>,
+    options: RefCell<String>,
+}
+
+struct Daemon {
+    child: Child,
+    target: PathBuf,
+}
+
+impl Daemon {
+    fn start(options: &str, target: &Path) -> Result<Daemon, String> {
+        let outside = std::fs::metadata(target).unwrap().dev();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_plyfs-mountd"));
+        program.args(["-f", "-o", options]).arg(target).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = program.spawn().unwrap();
+        let end = Instant::now() + PATIENCE;
+        while std::fs::metadata(target).unwrap().dev() == outside {
+            if child.try_wait().unwrap().is_some() {
+                let output = child.wait_with_output().unwrap();
+                return Err(String::from_utf8(output.stderr).unwrap());
+            }
+            assert!(Instant::now() < end, "not mounted after {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        Ok(Daemon { child, target: target.to_owned() })
+    }
+
+    /// Unmounts and waits until the upper is at rest.
+    fn end(mut self) {
+        retry("unmount", || unmount(&self.target, Unmount::WhenIdle).map_err(|failure| failure.line().to_owned()));
+        let end = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "the daemon is there after {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!(self.child.wait().unwrap().success(), "the daemon's exit status");
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        unmount(&self.target, Unmount::Lazily).unwrap();
+    }
+}
+
+/// Nothing stays mounted and no process stays, whatever happened.
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_some()) {
+            return;
+        }
+        unmount(&self.target, Unmount::Lazily).ok();
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Tries for a moment: a program that has just ended may not have let go yet.
+pub(crate) fn retry<T, E: Debug>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) -> T {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match attempt() {
+            Ok(done) => return done,
+            Err(error) => assert!(Instant::now() < end, "{what}: {error:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until something holds.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    retry(what, || if holds() { Ok(()) } else { Err("it is not so") });
+}
+
+impl Area {
+    pub(crate) fn new(way: Way) -> Self {
+        let dir = tempfile::Builder::new().prefix("plyfs-sem-").tempdir().unwrap();
+        let area = Area {
+            way,
+            daemon: RefCell::new(None),
+            others: RefCell::default(),
+            lowers: RefCell::new(vec![dir.path().join("lower")]),
+            before: RefCell::new(None),
+            skip_kernel: Cell::new(false),
+            skip_remount: Cell::new(false),
+            options: RefCell::default(),
+            dir,
+        };
+        for name in ["lower", "upper", "work", "merged"] {
+            std::fs::create_dir(area.path(name)).unwrap();
+        }
+        for open in ["", "lower", "upper", "merged"] {
+            tree::chmod(&area.path(open), 0o755);
+        }
+        area
+    }
+
+    /// Something beside the mount.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        if name.is_empty() { self.dir.path().to_owned() } else { self.dir.path().join(name) }
+    }
+
+    /// Something in the lower.
+    pub(crate) fn lower(&self, name: &str) -> PathBuf {
+        self.path("lower").join(name)
+    }
+
+    /// Something in the upper.
+    pub(crate) fn upper(&self, name: &str) -> PathBuf {
+        self.path("upper").join(name)
+    }
+
+    /// Something in the mount.
+    pub(crate) fn m(&self, name: &str) -> PathBuf {
+        if name.is_empty() { self.path("merged") } else { self.path("merged").join(name) }
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path("log")
+    }
+
+    pub(crate) fn way(&self) -> Way {
+        self.way
+    }
+
+    /// Makes one more lower directory, below those there are.
+    pub(crate) fn add_lower(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir(&path).unwrap();
+        tree::chmod(&path, 0o755);
+        self.lowers.borrow_mut().push(path.clone());
+        path
+    }
+
+    /// Options beside the directories, for the mounts to come.
+    pub(crate) fn set_options(&self, options: &str) {
+        *self.options.borrow_mut() = options.to_owned();
+    }
+
+    /// The kernel's overlayfs is known to see this lower otherwise.
+    pub(crate) fn kernel_differs(&self) {
+        self.skip_kernel.set(true);
+    }
+
+    /// A remount is known to look otherwise.
+    pub(crate) fn remount_differs(&self) {
+        self.skip_remount.set(true);
+    }
+
+    fn lowerdir(&self) -> String {
+        let dirs: Vec<_> = self.lowers.borrow().iter().map(|dir| dir.to_str().unwrap().to_owned()).collect();
+        dirs.join(":")
+    }
+
+    /// The options of the daemon.
+    pub(crate) fn spelled(&self, upper: &str, work: &str) -> String {
+        let [upper, work] = [upper, work].map(|name| self.path(name));
+        let mut options = format!(
+            "lowerdir={},upperdir={},workdir={},plyfs.log={}",
+            self.lowerdir(),
+            upper.display(),
+            work.display(),
+            self.log().display()
+        );
+        if self.way == Way::Served {
+            options.push_str(",plyfs.disable=passthrough");
+        }
+        let more = self.options.borrow();
+        if !more.is_empty() {
+            options.push(',');
+            options.push_str(&more);
+        }
+        options
+    }
+
+    /// Mounts; the lower must not change from now on.
+    pub(crate) fn mount(&self) {
+        let mut before = self.before.borrow_mut();
+        if before.is_none() {
+            *before = Some(self.lowers.borrow().iter().map(|dir| Tree::raw(dir)).collect());
+        }
+        let daemon = Daemon::start(&self.spelled("upper", "work"), &self.m("")).unwrap();
+        *self.daemon.borrow_mut() = Some(daemon);
+    }
+
+    /// Mounts where that must fail, and returns what is said.
+    pub(crate) fn refusal(&self, upper: &str, work: &str) -> String {
+        std::fs::create_dir_all(self.path("refused")).unwrap();
+        match Daemon::start(&self.spelled(upper, work), &self.path("refused")) {
+            Ok(_) => panic!("mounted"),
+            Err(said) => said,
+        }
+    }
+
+    /// Mounts the same lower once more, with an upper of its own, at `name`.
+    pub(crate) fn mount_another(&self, name: &str) -> PathBuf {
+        let (upper, work) = (format!("{name}-upper"), format!("{name}-work"));
+        for dir in [name, &upper, &work] {
+            std::fs::create_dir_all(self.path(dir)).unwrap();
+        }
+        let daemon = Daemon::start(&self.spelled(&upper, &work), &self.path(name)).unwrap();
+        self.others.borrow_mut().push(daemon);
+        self.path(name)
+    }
+
+    pub(crate) fn unmount(&self) {
+        let daemon = self.daemon.take().expect("mounted");
+        daemon.end();
+    }
+
+    pub(crate) fn remount(&self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// Kills the daemon and mounts again.
+    pub(crate) fn crash(&self) {
+        let daemon = self.daemon.take().expect("mounted");
+        daemon.kill();
+        self.mount();
+    }
+
+    /// The same, once a file was let go of.
+    pub(crate) fn crash_with(&self, (): ()) {
+        self.crash();
+    }
+
+    pub(crate) fn daemon_pid(&self) -> u32 {
+        self.daemon.borrow().as_ref().expect("mounted").child.id()
+    }
+
+    /// Bytes that the upper and the work directory take on the disk.
+    pub(crate) fn used(&self) -> u64 {
+        ["upper", "work"].iter().map(|dir| tree::allocated(&self.path(dir))).sum()
+    }
+
+    /// Bytes that the daemon wrote so far, to whatever.
+    pub(crate) fn written(&self) -> u64 {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.daemon_pid())).unwrap();
+        io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+    }
+
+    /// Asserts that `change` costs the upper less than 64 KiB.
+    pub(crate) fn costs_little(&self, what: &str, change: impl FnOnce()) {
+        let (used, written) = (self.used(), self.written());
+        change();
+        let (used, written) = (self.used().saturating_sub(used), self.written() - written);
+        assert!(used < 64 << 10 && written < 64 << 10, "{what}: {used} bytes on disk, {written} written");
+    }
+
+    /// There is nothing to look at any more: the test took the upper away.
+    pub(crate) fn forget(&self) {
+        assert!(self.daemon.borrow().is_none());
+    }
+
+    /// What holds after every test.
+    fn check(&self) {
+        for other in self.others.take() {
+            other.end();
+        }
+        if self.daemon.borrow().is_some() {
+            let live = Tree::of(&self.m(""));
+            self.unmount();
+            self.mount();
+            if !self.skip_remount.get() {
+                live.assert_same(&Tree::of(&self.m("")), "after a remount", tree::Compare::All);
+            }
+            let again = Tree::of(&self.m(""));
+            self.unmount();
+            self.assert_at_rest();
+            if !in_user_namespace() && rustix::process::geteuid().is_root() && !self.skip_kernel.get() {
+                again.assert_same(&self.kernels_view(), "under the kernel's overlayfs", tree::Compare::Content);
+            }
+        }
+        if let Some(before) = &*self.before.borrow() {
+            for (dir, before) in self.lowers.borrow().iter().zip(before) {
+                before.assert_same(&Tree::raw(dir), "the lower afterwards", tree::Compare::Raw);
+            }
+        }
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let said: Vec<_> = log.lines().filter(|line| line.contains("Z error ") || line.contains("Z warn ")).collect();
+        assert!(said.is_empty(), "the log has errors: {said:#?}");
+    }
+
+    /// Nothing of ours stays in the work directory but what the lock and empty folders are.
+    fn assert_at_rest(&self) {
+        let mut left = Vec::new();
+        for folder in ["tmp", "index", "partial"] {
+            let entries = std::fs::read_dir(self.path("work/plyfs").join(folder)).unwrap();
+            left.extend(entries.map(|entry| entry.unwrap().path()));
+        }
+        assert!(left.is_empty(), "left in the work directory: {left:?}");
+    }
+
+    /// The tree as the kernel's overlayfs shows it over the upper, read-only.
+    fn kernels_view(&self) -> Tree {
+        let options =
+            format!("lowerdir={}:{},redirect_dir=follow,metacopy=on", self.path("upper").display(), self.lowerdir());
+        let _mounted = KernelOverlay::mount(&self.path("merged"), &options);
+        Tree::of_kernels(&self.path("merged"))
+    }
+}
+
+/// A mount of the kernel's overlayfs.
+pub(crate) struct KernelOverlay(PathBuf);
+
+impl KernelOverlay {
+    pub(crate) fn mount(target: &Path, options: &str) -> Self {
+        let data = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("overlay", target, "overlay", flags, data.as_c_str())
+            .unwrap_or_else(|error| panic!("the kernel's overlayfs with {options}: {error}"));
+        KernelOverlay(target.to_owned())
+    }
+}
+
+impl Drop for KernelOverlay {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}

@@ -1,0 +1,41 @@
+//! docs/semantics.md names tests that exist.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+#[test]
+fn every_test_that_semantics_md_names_exists() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(here.join("../docs/semantics.md")).unwrap();
+    let tests = known(&here.join("tests/semantics"));
+    // Each difference is a section that ends with the line `Test: ` and the names of its tests.
+    let mut named = 0;
+    for section in page.split("\n### ").skip(1) {
+        let title = section.lines().next().unwrap_or_default();
+        let line = section.lines().find_map(|line| line.strip_prefix("Test: "));
+        let line = line.unwrap_or_else(|| panic!("{title}: no test is named"));
+        for name in line.split('`').skip(1).step_by(2) {
+            assert!(tests.contains(name), "{title}: there is no test {name}");
+            named += 1;
+        }
+    }
+    assert!(named > 10, "the page names {named} tests");
+}
+
+/// The names of all tests in this program.
+fn known(dir: &Path) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for file in std::fs::read_dir(dir).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if line.trim() != "#[test]" {
+                continue;
+            }
+            let name =
+                lines.next().and_then(|line| line.trim().strip_prefix("fn ")).and_then(|line| line.split('(').next());
+            names.extend(name.map(str::to_owned));
+        }
+    }
+    names
+}
