@@ -152,9 +152,11 @@ impl Disk {
         disk
     }
 
-    /// What a machine finds when it comes up again: files without a name are gone.
+    /// What a mount finds after a crash: files without a name are gone, links that are no partial copy's too.
     pub fn recovered(&self) -> Self {
         let mut disk = Disk { opens: BTreeMap::new(), trouble: Trouble::None, ..self.clone() };
+        let inodes = &disk.inodes;
+        disk.partials.retain(|ino| inodes.get(ino).is_some_and(|inode| inode.marks.partial.is_some()));
         disk.sweep();
         disk
     }
@@ -706,11 +708,15 @@ impl Upper for MemoryUpper {
     fn begin_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()> {
         let mut disk = self.changing()?;
         let ino = resolve(&disk, of)?;
-        let inode = disk.inode_mut(ino)?;
-        assert!(inode.marks.metacopy, "the core begins to fill a whole file");
-        inode.marks.partial = Some(limit);
-        drop(disk);
-        self.changing()?.partials.insert(ino);
+        assert!(disk.inode(ino)?.marks.metacopy, "the core begins to fill a whole file");
+        disk.partials.insert(ino);
+        // A link without the mark is swept by the next mount.
+        let marked = disk.step();
+        if marked.is_err() && !disk.crashed() {
+            disk.partials.remove(&ino);
+        }
+        marked?;
+        disk.inode_mut(ino)?.marks.partial = Some(limit);
         Ok(())
     }
 
