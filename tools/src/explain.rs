@@ -72,7 +72,9 @@ fn step_row(step: &Step, digests: &[Option<Digest>]) -> Row {
 
 fn what(met: &Met) -> String {
     match met {
-        Met::Entry { kind, perm, uid, gid, size } => format!("{} {perm:04o} {uid}:{gid}, {size} bytes", kind_name(*kind)),
+        Met::Entry { kind, perm, uid, gid, size } => {
+            format!("{} {perm:04o} {uid}:{gid}, {size} bytes", kind_name(*kind))
+        }
         Met::Metadata => "owner, mode and times; the content is further down".into(),
         Met::Whiteout => "whiteout: hides what is further down".into(),
         Met::Opaque => "opaque directory: hides what is further down in it".into(),

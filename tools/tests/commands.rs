@@ -252,6 +252,20 @@ fn containers_are_made_listed_and_removed() {
 }
 
 #[test]
+fn a_path_is_explained_by_layer() {
+    let stage = Stage::with_sample();
+    let seen = |path: &str| stage.ok(["explain", "plyfs/sample", path, "--format", "{{.Seen}} {{.Place}}: {{.What}}"]);
+    assert_eq!(seen("/etc/motd"), "=> layer 3: file 0644 0:0, 42 bytes\n");
+    assert!(seen("usr/share/doc/draft.txt").starts_with(" layer 1: whiteout: hides"));
+    let page = seen("/var/cache/page1");
+    assert!(page.contains("opaque") && !page.contains("=>"), "{page}");
+    assert!(stage.fails(["explain", "plyfs/sample", "a/../b"]).contains("a/../b"));
+    stage.ok(["create", "--name", "red", "plyfs/sample"]);
+    let table = stage.ok(["explain", "red", "/srv"]);
+    assert!(table.starts_with("/srv comes from layer 2.\n") && table.contains("directory 2775 1000:1000"), "{table}");
+}
+
+#[test]
 fn df_adds_up_to_what_du_says() {
     let stage = Stage::with_sample();
     stage.ok(["create", "--name", "red", "plyfs/sample"]);
