@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::BenchArgs;
 use crate::print::Format;
 
 /// Container images as directories: load them once, mount them for as many containers as you like.
@@ -54,6 +55,7 @@ Mounts:
 System:
   df          Show what the store holds and what is shared   (also: system df)
   gc          Remove what nothing uses any more              (also: system gc)
+  bench       Measure plyfs beside other union filesystems
   info        Show the store and what this machine can do
   version     Show the version
 
@@ -111,6 +113,11 @@ pub(crate) enum Command {
     Df(DfArgs),
     /// Remove what nothing uses any more
     Gc(GcArgs),
+    /// Measure plyfs beside other union filesystems
+    ///
+    /// Mounts the same layers by each contestant and has them do the same work, in interleaved rounds; tells medians, spreads and
+    /// ratios. Takes ten minutes at most unless told. Everything lies in a scratch directory that is removed at the end.
+    Bench(BenchArgs),
     /// Show the store and what this machine can do
     Info(InfoArgs),
     /// Show the version

@@ -3,6 +3,7 @@
 //! This program is also the daemon: it starts itself again with [`mountd::DAEMON_WORD`], so that one binary is all there is.
 
 mod about;
+mod bench;
 mod cli;
 mod containers;
 mod explain;
@@ -54,6 +55,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Quickstart(args) => return quickstart::run(root, &args).map(|()| ExitCode::SUCCESS),
         Command::Unshare(args) => return mounts::unshare(&root, &args),
         Command::Sample(args) => sample::write(&args, out)?,
+        Command::Bench(args) => return bench::run(&root, &args, out),
         Command::Version(args) => about::version(&args, out)?,
         Command::Info(args) | Command::System(SystemCommand::Info(args)) => about::info(&root, &args, out)?,
         command => return on_store(&open(root)?, command, out),
@@ -96,6 +98,7 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         Command::Quickstart(_)
         | Command::Sample(_)
         | Command::Unshare(_)
+        | Command::Bench(_)
         | Command::Version(_)
         | Command::Info(_)
         | Command::System(SystemCommand::Info(_)) => {} // done without a store
