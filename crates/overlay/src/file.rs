@@ -170,14 +170,17 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let slot = node.slot.ok_or(Error::Answer(Errno::ESTALE))?;
         let below = self.lower.stat(slot)?;
         let depth = if access == Access::Truncate { Depth::Empty } else { Depth::Writable };
+        let mut all = std::mem::take(&mut *node.met.lock());
+        if let Place::Lower { seen } = &*node.place.read() {
+            all.extend(seen.iter().cloned());
+        }
         self.copy_up_apart(&node, depth)?;
         let fresh = self.leave_node(&node, layer::Stat { ino: node.shown, ..below });
-        let names: Vec<_> = match &*fresh.place.read() {
-            Place::Upper(up) => up.names.iter().map(|(parent, name)| (parent.id, name.clone())).collect(),
-            _ => Vec::new(),
-        };
+        fresh.met.lock().clone_from(&all);
+        if let Place::Upper(up) = &*fresh.place.read() {
+            all.extend(up.names.iter().map(|(parent, name)| (parent.id, name.clone())));
+        }
         self.relearn(&fresh);
-        let mut all = names;
         if let Some(below) = self.lower.names(slot)? {
             all.extend(below.into_iter().map(|(dir, name)| (self.id_of(dir), name)));
         }

@@ -41,6 +41,8 @@ pub(crate) struct Node<L: Lower, U: Upper> {
     /// What new entries inherit from a directory, once read.
     pub(crate) inherit: Mutex<Option<Arc<Inherit>>>,
     pub(crate) lookups: AtomicU64,
+    /// Names that only the lower has, by which an inode of the upper was looked up, where the lower cannot tell them.
+    pub(crate) met: Mutex<Vec<(Ino, NameBuf)>>,
     /// The body may be a copy that was never synced: it must be before it is cut or punched.
     pub(crate) unsynced: AtomicBool,
     /// Name and marks may not be on disk yet, which fdatasync alone would leave so.
@@ -147,6 +149,7 @@ impl<L: Lower, U: Upper> Node<L, U> {
             copying: Mutex::new(()),
             names: RwLock::new(None),
             dir: Mutex::new(None),
+            met: Mutex::default(),
             inherit: Mutex::new(None),
             lookups: AtomicU64::new(0),
             unsynced: AtomicBool::new(false),

@@ -200,16 +200,17 @@ impl<F: UpperFile, G: LowerFile> Partial<F, G> {
                 continue;
             }
             // What is a hole below stays one.
-            let data = match self.lower.seek(at, Seek::Data, size) {
-                Ok(data) => data / BLOCK * BLOCK,
-                Err(Error::Answer(Errno::ENXIO)) => limit,
+            let raw = match self.lower.seek(at, Seek::Data, size) {
+                Ok(data) => data,
+                Err(Error::Answer(Errno::ENXIO)) => break,
                 Err(error) => return Err(error),
             };
-            if data > at {
-                at = data.min(run_end);
+            if raw / BLOCK * BLOCK > at {
+                at = (raw / BLOCK * BLOCK).min(run_end);
                 continue;
             }
-            let len = (run_end - at).min(CHUNK as u64) as usize;
+            let hole = self.lower.seek(at.max(raw), Seek::Hole, size)?.next_multiple_of(BLOCK);
+            let len = (run_end.min(hole) - at).min(CHUNK as u64) as usize;
             self.read_below(&mut buf[..len], at, limit)?;
             if self.upper.write_at(&buf[..len], at)? < len {
                 return Err(Errno::ENOSPC.into());

@@ -387,6 +387,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if stat.kind != FileType::Dir && stat.nlink > 1 && self.upper.is_some() {
             if self.indexed.read().contains(&id) {
                 let node = self.indexed_node(id, slot)?;
+                if self.lower.names(slot)?.is_none() {
+                    self.note_seen(&node, parent, name);
+                }
                 return self.attr(&node);
             }
             if let Some(node) = self.nodes.get(id) {
@@ -402,10 +405,16 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     fn note_seen(&self, node: &Node<L, U>, parent: Ino, name: Name<'_>) {
-        if let Place::Lower { seen } = &mut *node.place.write()
-            && !seen.iter().any(|(p, n)| *p == parent && n.as_name() == name)
-        {
-            seen.push((parent, name.to_buf()));
+        let known = |names: &[(Ino, layer::NameBuf)]| names.iter().any(|(p, n)| *p == parent && n.as_name() == name);
+        if let Place::Lower { seen } = &mut *node.place.write() {
+            if !known(seen) {
+                seen.push((parent, name.to_buf()));
+            }
+            return;
+        }
+        let mut met = node.met.lock();
+        if !known(&met) {
+            met.push((parent, name.to_buf()));
         }
     }
 

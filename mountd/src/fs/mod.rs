@@ -141,7 +141,14 @@ where
 impl<L: Lower, U: Upper> Core<L, U> {
     pub(crate) fn ttl(&self, attr: &Attr) -> Duration {
         // A spare's number is not what programs are to see: only GETATTR tells the right one, so it must be asked.
-        if attr.id == attr.stat.ino { self.wishes.ttl } else { Duration::ZERO }
+        if attr.id == attr.stat.ino { self.own_ttl(attr) } else { Duration::ZERO }
+    }
+
+    /// How long attributes hold that were asked for by the inode's number.
+    pub(crate) fn own_ttl(&self, attr: &Attr) -> Duration {
+        // A write past the daemon takes these bits: the kernel must look before it believes in them.
+        let may_lose_bits = attr.stat.perm & 0o6000 != 0 && self.pass.is_backed(attr.id);
+        if may_lose_bits { Duration::ZERO } else { self.wishes.ttl }
     }
 
     pub(crate) fn caller(&self, req: &fuser::Request, umask: u32) -> Caller {

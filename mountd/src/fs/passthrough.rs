@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuser::BackingId;
 use layer::Ino;
 use parking_lot::Mutex;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// Bodies of at least this many bytes go past the daemon when they are read from the lower; smaller ones are cached by the
 /// kernel for each mount, keep their node over a copy-up, and so their locks and watches.
@@ -59,7 +60,12 @@ impl Passthrough {
 
     /// Tells whether a lower file is being read past the daemon right now.
     pub(crate) fn reads_lower(&self, id: Ino) -> bool {
-        self.enabled() && matches!(self.open.lock().get(&id), Some(Way::Backed { side: Side::Lower, .. }))
+        matches!(self.open.lock().get(&id), Some(Way::Backed { side: Side::Lower, .. }))
+    }
+
+    /// Tells whether an inode may be written past the daemon right now.
+    pub(crate) fn is_backed(&self, id: Ino) -> bool {
+        matches!(self.open.lock().get(&id), Some(Way::Backed { .. }))
     }
 
     /// Chooses the way of one more open; `wanted` is the file to register if this is the first and may go past the daemon.
@@ -69,9 +75,6 @@ impl Passthrough {
         wanted: Option<(Side, BorrowedFd<'_>)>,
         register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
     ) -> Chosen {
-        if !self.enabled() {
-            return Chosen::Cached;
-        }
         let mut open = self.open.lock();
         match open.get_mut(&ino) {
             Some(Way::Cached { opens }) => {
@@ -82,9 +85,11 @@ impl Passthrough {
                 *opens += 1;
                 return Chosen::Backed(id.clone());
             }
+            // Where nothing goes past the daemon there is nothing to keep apart.
+            None if !self.enabled() => return Chosen::Cached,
             None => {}
         }
-        let registered = wanted.map(|(side, fd)| (side, register(fd)));
+        let registered = wanted.map(|(side, fd)| (side, without_fsetid(|| register(fd))));
         match registered {
             Some((side, Ok(id))) => {
                 let id = Arc::new(id);
@@ -119,4 +124,18 @@ impl Passthrough {
         drop(open);
         drop(closed);
     }
+}
+
+/// Calls `register` without `CAP_FSETID`: what is written past the daemon is written with the credentials of this moment, and
+/// must lose its set-user-ID bits as if a program had written it.
+fn without_fsetid<T>(register: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+    let own = rustix::thread::capabilities(None)?;
+    if !own.effective.contains(CapabilitySet::FSETID) {
+        return register();
+    }
+    let less = CapabilitySets { effective: own.effective - CapabilitySet::FSETID, ..own };
+    rustix::thread::set_capabilities(None, less)?;
+    let registered = register();
+    rustix::thread::set_capabilities(None, own)?;
+    registered
 }

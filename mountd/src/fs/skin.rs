@@ -67,7 +67,7 @@ where
 
     fn attributes(&self, reply: ReplyAttr, attr: &Attr) {
         let shown = fuser::FileAttr { ino: INodeNo(attr.stat.ino.0), ..self.attr(attr) };
-        reply.attr(&self.wishes.ttl, &shown);
+        reply.attr(&self.own_ttl(attr), &shown);
     }
 
     /// Opens for the kernel. A lower file that is read past the daemon cannot be written under the same node: it gets
@@ -85,7 +85,7 @@ where
             self.overlay.release(ino);
             return reply.error(answer(&error));
         }
-        let chosen = match self.wanted(ino, &body, access) {
+        let chosen = match self.wanted(ino, &body) {
             Ok(wanted) => self.pass.opened(ino, wanted, |fd| reply.open_backing(fd)),
             Err(error) => {
                 self.overlay.release(ino);
@@ -111,7 +111,6 @@ where
         &self,
         ino: Ino,
         body: &'a BodyAt<L, U>,
-        access: Access,
     ) -> Result<Option<(Side, std::os::fd::BorrowedFd<'a>)>> {
         if !self.pass.enabled() {
             return Ok(None);
@@ -122,8 +121,8 @@ where
                 Some(fd) if self.overlay.getattr(ino)?.stat.size >= LARGE => Some((Side::Lower, fd)),
                 _ => None,
             },
-            // The daemon would keep the set-user-ID bit that a write must take away.
-            BodyAt::Upper(_) if access != Access::Read && self.overlay.getattr(ino)?.stat.perm & 0o6000 != 0 => None,
+            // The kernel would not learn that a write took the set-user-ID bit away.
+            BodyAt::Upper(_) if self.overlay.getattr(ino)?.stat.perm & 0o6000 != 0 => None,
             BodyAt::Upper(file) => Some((Side::Upper, file.as_fd())),
         })
     }

@@ -100,15 +100,18 @@ fn copy_up_leaves_the_times_of_parents_alone() {
         dir(&area.lower("a/b/c"));
         file(&area.lower("a/b/c/small"), 10);
         file(&area.lower("a/b/c/large"), 100_000);
-        for name in ["a/b/c", "a/b", "a", ""] {
+        for name in ["a/b/c", "a/b", "a"] {
             set_times(&area.lower(name), 1_000_000_000, 17);
         }
         area.mount();
+        // The root's own times are those of the upper's root.
+        let root = mtime(area.m(""));
         open_rw(&area.m("a/b/c/small")).write_all_at(b"changed", 0).unwrap();
         chmod(&area.m("a/b/c/large"), 0o600);
-        for name in ["a/b/c", "a/b", "a", ""] {
+        for name in ["a/b/c", "a/b", "a"] {
             assert_eq!(mtime(area.m(name)), (1_000_000_000, 17), "{name}");
         }
+        assert_eq!(mtime(area.m("")), root);
         area.remount();
         for name in ["a/b/c", "a/b", "a"] {
             assert_eq!(mtime(area.m(name)), (1_000_000_000, 17), "{name} after a remount");

@@ -136,6 +136,7 @@ fn a_large_directory_can_be_removed_while_it_is_listed() {
                 std::fs::remove_file(area.m("d").join(&entry.name)).unwrap();
             }
         }
+        drop(open);
         std::fs::remove_dir(area.m("d")).unwrap();
         area.remount();
         assert_eq!(names(&area.m("")), Vec::<String>::new());

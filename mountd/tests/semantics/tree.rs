@@ -46,8 +46,8 @@ impl Tree {
         Self::read(root, true, false)
     }
 
-    /// Looks at a mount of the kernel's.
-    pub(crate) fn of_kernels(root: &Path) -> Self {
+    /// Looks at a mount, whatever `d_ino` is there.
+    pub(crate) fn of_any(root: &Path) -> Self {
         Self::read(root, false, false)
     }
 
@@ -99,9 +99,6 @@ impl Tree {
         assert!(wrong.is_empty(), "{when}:\n{}", wrong.join("\n"));
     }
 
-    pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        self.0.keys().cloned().collect()
-    }
 }
 
 impl Facts {
