@@ -9,8 +9,8 @@ use layer::{FileType, Ino, Name, NameBuf, Slot, Stat};
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower};
 use crate::names::Names;
-use crate::partial::BLOCK;
 use crate::node::{InUpper, Node, OpenBody, Place};
+use crate::partial::BLOCK;
 use crate::union::Overlay;
 use crate::upper::{CopyUp, New, Origin, Over, SetAttr, SetTime, Source, Target, Upper, What};
 
@@ -227,7 +227,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             let made = upper.publish_index(staged, node.id)?;
             node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
             self.indexed.write().insert(node.id);
-            *node.place.write() = Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names, partial: None });
+            *node.place.write() =
+                Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names, partial: None });
             return Ok(());
         }
         let (parent, name) = self.place_below(node, slot)?;
@@ -243,8 +244,13 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let made = self.keep_times(&dir, || upper.publish(staged, &dir, name.as_name()))?;
         names.set(name.as_name(), Some(stat.kind), Some(node.id));
         node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
-        *node.place.write() =
-            Place::Upper(InUpper { names: vec![(dir_node.clone(), name)], indexed: false, body_below, lower_names: 0, partial: None });
+        *node.place.write() = Place::Upper(InUpper {
+            names: vec![(dir_node.clone(), name)],
+            indexed: false,
+            body_below,
+            lower_names: 0,
+            partial: None,
+        });
         Ok(())
     }
 

@@ -199,7 +199,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             },
             Err(_) => None,
         };
-        slot.is_some_and(|slot| self.lower.stat(slot).is_ok_and(|stat| stat.size > MUCH && (!self.options.lazy || stat.size < self.options.lazy_min)))
+        slot.is_some_and(|slot| {
+            self.lower
+                .stat(slot)
+                .is_ok_and(|stat| stat.size > MUCH && (!self.options.lazy || stat.size < self.options.lazy_min))
+        })
     }
 
     /// Returns the open file of the upper, if the body is there; for front ends that pass descriptors on.

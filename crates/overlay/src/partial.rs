@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::attr::CAPABILITY;
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower, LowerFile};
 use crate::node::{Node, OpenBody, Place};
 use crate::union::Overlay;
-use crate::attr::CAPABILITY;
 use crate::upper::{Marks, Seek, SetAttr, SetTime, SetXattr, Target, Upper, UpperFile};
 use layer::{FileType, Slot};
 
@@ -353,7 +353,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 
     /// Finds the lower file of a copy by what is noted on it.
     fn copied_from(&self, marks: &Marks) -> Result<Slot> {
-        let by_number = marks.origin.filter(|origin| origin.key == self.lower.key()).and_then(|origin| self.lower.slot(origin.ino));
+        let by_number =
+            marks.origin.filter(|origin| origin.key == self.lower.key()).and_then(|origin| self.lower.slot(origin.ino));
         if let Some(slot) = by_number {
             return Ok(slot);
         }
@@ -477,11 +478,12 @@ mod tests {
                 let at = random(70_000);
                 match random(5) {
                     0 => {
-                        partial.truncate(at, |to| {
-                            limit = to;
-                            Ok(())
-                        })
-                        .unwrap();
+                        partial
+                            .truncate(at, |to| {
+                                limit = to;
+                                Ok(())
+                            })
+                            .unwrap();
                         plain.resize(at as usize, 0);
                     }
                     1 => partial = Partial::new(upper.clone(), Below(body.clone()), plain.len() as u64, limit).unwrap(),

@@ -122,7 +122,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             }
             (None, Some(slot)) => {
                 let id = self.id_of(slot);
-                let file = if self.indexed.read().contains(&id) { self.hold(Some(id), Target::Index(id))? } else { None };
+                let file =
+                    if self.indexed.read().contains(&id) { self.hold(Some(id), Target::Index(id))? } else { None };
                 Ok(Losing { id: Some(id), last: Last { file, ..Last::new(self.lower.stat(slot)?) } })
             }
             (None, None) => Err(Errno::ENOENT.into()),

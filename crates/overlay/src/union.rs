@@ -18,8 +18,8 @@ use crate::error::{Errno, Error, Result};
 use crate::ids::Ids;
 use crate::lower::Lower;
 use crate::names::{Entry, Names};
-use crate::partial::LAZY_MIN;
 use crate::node::{BORN, InUpper, Last, Node, Nodes, Place, ROOT, SPARE, told_slot};
+use crate::partial::LAZY_MIN;
 use crate::upper::{Marks, Target, Upper};
 
 /// A union mount: the only face that front ends see.
@@ -126,7 +126,13 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             let root = upper.root();
             let (stat, marks) = upper.find(Target::Dir(&root))?;
             let slot = if marks.opaque { None } else { Some(lower.root()) };
-            let place = Place::Upper(InUpper { names: Vec::new(), indexed: false, body_below: None, lower_names: 0, partial: None });
+            let place = Place::Upper(InUpper {
+                names: Vec::new(),
+                indexed: false,
+                body_below: None,
+                lower_names: 0,
+                partial: None,
+            });
             let node = Node::new(ROOT, ROOT, FileType::Dir, slot, place, stat.ino.0);
             *node.dir.lock() = Some(root);
             nodes.insert(Arc::new(node));
@@ -486,13 +492,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         Ok(node)
     }
 
-    fn adopted(
-        &self,
-        parent: &Arc<Node<L, U>>,
-        name: Name<'_>,
-        stat: &Stat,
-        marks: &Marks,
-    ) -> Result<Arc<Node<L, U>>> {
+    fn adopted(&self, parent: &Arc<Node<L, U>>, name: Name<'_>, stat: &Stat, marks: &Marks) -> Result<Arc<Node<L, U>>> {
         let slot = self.merged_slot(parent, name, stat.kind, marks)?;
         if let Some(spare) = self.stand_in(parent, name, slot, stat, marks) {
             return Ok(spare);
@@ -541,7 +541,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 true
             }
             // A name that was not known kept the inode, and its number with it.
-            Place::Gone(last) if same && last.stat.nlink > 0 && stat.kind == node.kind && stat.kind != FileType::Dir => {
+            Place::Gone(last)
+                if same && last.stat.nlink > 0 && stat.kind == node.kind && stat.kind != FileType::Dir =>
+            {
                 *place = Place::Upper(fresh);
                 true
             }

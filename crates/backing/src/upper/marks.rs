@@ -92,10 +92,12 @@ impl Space {
         let mut marks = Marks::default();
         let mut meant = stat;
         for name in list(of)? {
-            let Some(mark) = name.strip_prefix(self.prefix.as_bytes()) else {
-                continue;
-            };
             let value = || Ok::<_, Error>(get(of, &name)?.unwrap_or_default());
+            if self.overrides && name == OVERRIDE {
+                meant = apply(&value()?, stat);
+                continue;
+            }
+            let Some(mark) = name.strip_prefix(self.prefix.as_bytes()) else { continue };
             if mark == OPAQUE.as_bytes() {
                 marks.opaque = value()? == b"y";
             } else if mark == REDIRECT.as_bytes() {
@@ -108,8 +110,6 @@ impl Space {
                 marks.unsynced = record.length > 0 && record.epoch == self.epoch;
             } else if mark == PARTIAL.as_bytes() {
                 marks.partial = value()?.try_into().ok().map(u64::from_le_bytes);
-            } else if self.overrides && name == OVERRIDE {
-                meant = apply(&value()?, stat);
             }
         }
         Ok((marks, meant))
@@ -144,6 +144,15 @@ impl Space {
 
     pub(super) fn end_partial(&self, of: &Found<'_>) -> Result<()> {
         self.remove(of, PARTIAL)
+    }
+
+    /// Returns the kind that a file stands for, if it stands for another.
+    pub(super) fn stood_for(&self, of: &Found<'_>) -> Result<Option<FileType>> {
+        if !self.overrides {
+            return Ok(None);
+        }
+        let kind = self.recorded(of)?.and_then(|record| record.kind).map(|(kind, _)| kind);
+        Ok(kind.filter(|kind| *kind != FileType::Dir))
     }
 
     /// Records owner, mode and kind.

@@ -344,7 +344,8 @@ const UNSYNCED: &str = "unsynced";
 
 /// Reads the epoch of copies that an earlier mount left unsynced; a note that is cut off was made before the first of them.
 fn noted_epoch(own: &OwnedFd) -> rustix::io::Result<Option<u64>> {
-    let fd = match rustix::fs::openat(own, UNSYNCED, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+    let fd = match rustix::fs::openat(own, UNSYNCED, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    {
         Ok(fd) => fd,
         Err(Raw::NOENT) => return Ok(None),
         Err(raw) => return Err(raw),
@@ -426,8 +427,11 @@ impl Upper for UpperDir {
                 let possible = *by_attribute.get_or_insert_with(|| {
                     self.space.get(&Found::Open(dir.as_fd()), marks::OPAQUE).ok().flatten() == Some(b"x".to_vec())
                 });
-                if possible && self.space.get(&Found::At(dir.as_fd(), name.to_buf()), marks::WHITEOUT)?.is_some() {
+                let at = || Found::At(dir.as_fd(), name.to_buf());
+                if possible && self.space.get(&at(), marks::WHITEOUT)?.is_some() {
                     kind = None;
+                } else if let Some(stood_for) = self.space.stood_for(&at())? {
+                    kind = Some(stood_for);
                 }
             }
             listed.push(Listed { name: name.to_buf(), kind, ino });
@@ -723,10 +727,15 @@ impl Upper for UpperDir {
     }
 
     fn set_attr(&self, of: Target<'_, Self>, attr: &SetAttr) -> Result<()> {
-        let of = self.resolve(of);
         let kind = match of {
-            Found::Open(_) => FileType::File,
-            Found::At(..) => self.raw_stat(&of)?.kind,
+            Target::File(_) => Some(FileType::File),
+            Target::Dir(_) => Some(FileType::Dir),
+            _ => None,
+        };
+        let of = self.resolve(of);
+        let kind = match kind {
+            Some(kind) => kind,
+            None => self.raw_stat(&of)?.kind,
         };
         self.apply_attr(&of, kind, attr)
     }

@@ -92,15 +92,13 @@ impl UpperDir {
             What::Device(kind, _) | What::Special(kind) => kind,
         };
         let owner = SetAttr { perm: Some(new.perm), uid: Some(new.uid), gid: Some(new.gid), ..SetAttr::default() };
-        match self.make_raw(self.tmp.as_fd(), name.as_name(), &New { perm: 0o700 & new.perm | 0o600, ..new.clone() }) {
-            Err(overlay::Error::Answer(overlay::Errno::EPERM)) if self.space.overrides() => {
-                let dev = if let What::Device(_, dev) = new.what { dev } else { Dev::default() };
-                self.stage_stand_in(&at, (kind, dev), &owner, b"")?;
-            }
-            done => {
-                done?;
-                self.apply_attr(&at, kind, &owner)?;
-            }
+        if !self.stage_itself(&at, kind, new, &owner)? {
+            let (dev, content) = match new.what {
+                What::Device(_, dev) => (dev, &b""[..]),
+                What::Symlink(target) => (Dev::default(), target),
+                _ => (Dev::default(), &b""[..]),
+            };
+            self.stage_stand_in(&at, (kind, dev), &owner, content)?;
         }
         for (name, value) in new.xattrs {
             self.put_xattr(&at, kind, name, value)?;
@@ -114,6 +112,31 @@ impl UpperDir {
             self.apply_attr(&at, kind, &times)?;
         }
         Ok(staged)
+    }
+
+    /// Makes the inode itself; `false` when a file with a record must stand for it. Links, devices, pipes and sockets carry no
+    /// record of an owner or a mode that could not be set (xattr(7)).
+    fn stage_itself(&self, at: &Found<'_>, kind: FileType, new: &New<'_>, owner: &SetAttr) -> Result<bool> {
+        let recordable = matches!(kind, FileType::File | FileType::Dir);
+        if !recordable && self.space.always_overrides() {
+            return Ok(false);
+        }
+        let Found::At(dir, name) = at else { return Ok(false) };
+        match self.make_raw(*dir, name.as_name(), &New { perm: 0o700 & new.perm | 0o600, ..new.clone() }) {
+            Err(overlay::Error::Answer(overlay::Errno::EPERM)) if self.space.overrides() => return Ok(false),
+            done => done?,
+        }
+        self.apply_attr(at, kind, owner)?;
+        if recordable || !self.space.overrides() {
+            return Ok(true);
+        }
+        let made = self.raw_stat(at)?;
+        let holds = (made.uid, made.gid) == (new.uid, new.gid) && (kind == FileType::Symlink || made.perm == new.perm);
+        if !holds {
+            rustix::fs::unlinkat(dir, name.as_bytes(), AtFlags::empty())
+                .map_err(|raw| error(|| at.doing("make way for a stand-in of"), raw))?;
+        }
+        Ok(holds)
     }
 
     /// Makes a file that stands for what the namespace does not let us make, with a record of what it is.
@@ -143,10 +166,7 @@ impl UpperDir {
             FileType::Fifo | FileType::Socket => What::Special(stat.kind),
         };
         let new = New { what, perm: stat.perm, uid: stat.uid, gid: stat.gid, xattrs: &[], times: None };
-        let mut staged = self.stage_new(&new)?;
-        if stat.kind == FileType::Symlink && self.space.overrides() {
-            staged = self.keep_link_owner(staged, copy)?;
-        }
+        let staged = self.stage_new(&new)?;
         let name = staged.name();
         let at = Found::At(self.tmp.as_fd(), name.clone());
         let synced = match stat.kind {
@@ -198,20 +218,6 @@ impl UpperDir {
             self.note_unsynced()?;
         }
         Ok(synced)
-    }
-
-    /// A link whose owner the namespace cannot hold becomes a file with the target and a record.
-    fn keep_link_owner(&self, staged: Staged, copy: &CopyUp<'_>) -> Result<Staged> {
-        let stat = copy.stat;
-        let real = self.raw_stat(&Found::At(self.tmp.as_fd(), staged.name()))?;
-        if (real.uid, real.gid) == (stat.uid, stat.gid) {
-            return Ok(staged);
-        }
-        let stand_in = self.staged(self.fresh_name())?;
-        let owner = SetAttr { perm: Some(stat.perm), uid: Some(stat.uid), gid: Some(stat.gid), ..SetAttr::default() };
-        let at = Found::At(self.tmp.as_fd(), stand_in.name());
-        self.stage_stand_in(&at, (FileType::Symlink, Dev::default()), &owner, copy.target.unwrap_or_default())?;
-        Ok(stand_in)
     }
 
     /// Carries one attribute over. What this namespace may not set is left out with a word in the log, never silently.
