@@ -7,8 +7,8 @@ use super::kernel::{Failed, Got, Kernel};
 use super::memory::{Disk, MemoryUpper};
 use super::op::Op;
 use super::run::{Case, Run, Settings, Subject};
-use super::stack::{MemoryLower, Stack, fold, tree_of};
-use super::tree::{Body, Inode, Tree, When};
+use super::stack::{MemoryLower, Stack, fold, new_root, tree_of};
+use super::tree::Tree;
 use super::view::View;
 
 /// A union in memory with a kernel above it.
@@ -17,22 +17,6 @@ pub struct InMemory {
     settings: Settings,
     upper: MemoryUpper,
     kernel: Kernel<MemoryLower, MemoryUpper>,
-}
-
-/// The root of a tree whose upper is new.
-pub fn new_root() -> Inode {
-    let time = When::At(Disk::new().now());
-    Inode {
-        body: Body::Dir { parent: super::tree::ROOT, entries: Default::default() },
-        perm: 0o755,
-        uid: 0,
-        gid: 0,
-        xattrs: Default::default(),
-        atime: time,
-        mtime: time,
-        names: 1,
-        opens: 0,
-    }
 }
 
 /// Makes the tree that a stack shows.

@@ -628,7 +628,8 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
     fn found(&self, attr: &Attr, entry: Option<(u64, FileType)>) -> Result<Found, Error> {
         let id = attr.id;
         let fresh = self.overlay.getattr(id)?;
-        if fresh.stat != attr.stat {
+        // A disk may count the look itself as an access.
+        if (layer::Stat { atime: attr.stat.atime, ..fresh.stat }) != attr.stat {
             let why = format!("lookup says {:?}, getattr {:?}", attr.stat, fresh.stat);
             return Err(Error::fault("look at an inode", Errno::EIO, why));
         }

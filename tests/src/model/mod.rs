@@ -8,9 +8,11 @@
 
 pub mod choose;
 pub mod crash;
+pub mod dirs;
 pub mod in_memory;
 pub mod kernel;
 pub mod memory;
+pub mod on_disk;
 pub mod op;
 pub mod random;
 pub mod run;

@@ -306,7 +306,7 @@ impl Trial<'_> {
             match attempt(self.run, &case) {
                 Ok(ops) => compared += ops,
                 Err(why) => {
-                    let (case, why) = shrink(self.run, case, why);
+                    let (case, why) = self.shrink(case, why);
                     panic!("seed {seed}: {why}\n{case:?}");
                 }
             }
@@ -348,65 +348,67 @@ fn attempt(run: &dyn Fn(&Case) -> Result<u64, String>, case: &Case) -> Result<u6
     }
 }
 
-/// Makes a failing case smaller for as long as it fails in any way.
-fn shrink(run: &dyn Fn(&Case) -> Result<u64, String>, mut case: Case, mut why: String) -> (Case, String) {
-    let mut tries = 3000;
-    loop {
-        let before = (case.ops.len(), case.stack.iter().map(Vec::len).sum::<usize>());
-        let mut attempt_at = |smaller: Case, case: &mut Case, why: &mut String| {
-            tries -= 1;
-            if tries <= 0 || !folds(&smaller.stack) {
-                return false;
-            }
-            match attempt(run, &smaller) {
-                Ok(_) => false,
-                Err(reason) => {
-                    (*case, *why) = (smaller, reason);
-                    true
+impl Trial<'_> {
+    /// Makes a failing case smaller for as long as it fails in any way.
+    fn shrink(&self, mut case: Case, mut why: String) -> (Case, String) {
+        let mut tries = 3000;
+        loop {
+            let before = (case.ops.len(), case.stack.iter().map(Vec::len).sum::<usize>());
+            let mut attempt_at = |smaller: Case, case: &mut Case, why: &mut String| {
+                tries -= 1;
+                if tries <= 0 || !folds(&smaller.stack, self.form) {
+                    return false;
+                }
+                match attempt(self.run, &smaller) {
+                    Ok(_) => false,
+                    Err(reason) => {
+                        (*case, *why) = (smaller, reason);
+                        true
+                    }
+                }
+            };
+            for settings in [
+                Settings { look_every: 1, ..case.settings },
+                Settings { look_every: 0, ..case.settings },
+                Settings { open_dirs: 1000, ..case.settings },
+                Settings { small: 1000, ..case.settings },
+                Settings { lazy_min: u64::MAX, ..case.settings },
+            ] {
+                let simpler = settings != case.settings && (settings.look_every, case.settings.look_every) != (1, 0);
+                if simpler {
+                    attempt_at(Case { settings, ..case.clone() }, &mut case, &mut why);
                 }
             }
-        };
-        for settings in [
-            Settings { look_every: 1, ..case.settings },
-            Settings { look_every: 0, ..case.settings },
-            Settings { open_dirs: 1000, ..case.settings },
-            Settings { small: 1000, ..case.settings },
-            Settings { lazy_min: u64::MAX, ..case.settings },
-        ] {
-            let simpler = settings != case.settings && (settings.look_every, case.settings.look_every) != (1, 0);
-            if simpler {
-                attempt_at(Case { settings, ..case.clone() }, &mut case, &mut why);
+            let mut chunk = (case.ops.len() / 2).max(1);
+            loop {
+                let mut at = case.ops.len();
+                while at > 0 {
+                    at = at.saturating_sub(chunk);
+                    let mut smaller = case.clone();
+                    smaller.ops.drain(at..(at + chunk).min(smaller.ops.len()));
+                    attempt_at(smaller, &mut case, &mut why);
+                    at = at.min(case.ops.len());
+                }
+                if chunk == 1 {
+                    break;
+                }
+                chunk /= 2;
             }
-        }
-        let mut chunk = (case.ops.len() / 2).max(1);
-        loop {
-            let mut at = case.ops.len();
-            while at > 0 {
-                at = at.saturating_sub(chunk);
-                let mut smaller = case.clone();
-                smaller.ops.drain(at..(at + chunk).min(smaller.ops.len()));
-                attempt_at(smaller, &mut case, &mut why);
-                at = at.min(case.ops.len());
+            for layer in (0..case.stack.len()).rev() {
+                for item in (0..case.stack[layer].len()).rev() {
+                    let mut smaller = case.clone();
+                    smaller.stack[layer].remove(item);
+                    attempt_at(smaller, &mut case, &mut why);
+                }
+                if case.stack[layer].is_empty() {
+                    let mut smaller = case.clone();
+                    smaller.stack.remove(layer);
+                    attempt_at(smaller, &mut case, &mut why);
+                }
             }
-            if chunk == 1 {
-                break;
+            if before == (case.ops.len(), case.stack.iter().map(Vec::len).sum::<usize>()) {
+                return (case, why);
             }
-            chunk /= 2;
-        }
-        for layer in (0..case.stack.len()).rev() {
-            for item in (0..case.stack[layer].len()).rev() {
-                let mut smaller = case.clone();
-                smaller.stack[layer].remove(item);
-                attempt_at(smaller, &mut case, &mut why);
-            }
-            if case.stack[layer].is_empty() {
-                let mut smaller = case.clone();
-                smaller.stack.remove(layer);
-                attempt_at(smaller, &mut case, &mut why);
-            }
-        }
-        if before == (case.ops.len(), case.stack.iter().map(Vec::len).sum::<usize>()) {
-            return (case, why);
         }
     }
 }

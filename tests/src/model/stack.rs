@@ -60,7 +60,7 @@ pub fn random_stack(random: &mut Random, form: Form) -> Stack {
             add_item(random, form, &mut layer);
         }
         stack.push(layer);
-        if !folds(&stack) {
+        if !folds(&stack, form) {
             stack.pop();
         }
     }
@@ -72,11 +72,39 @@ fn build(stack: &Stack) -> Option<Vec<Layer>> {
 }
 
 /// Tells whether the stack follows the rules of layers; shrinking may have broken them.
-pub fn folds(stack: &Stack) -> bool {
-    build(stack).is_some_and(|layers| {
-        let indexes: Vec<_> = layers.iter().map(|layer| &layer.index).collect();
-        overlay::fold::fold(&indexes).is_ok()
-    })
+pub fn folds(stack: &Stack, form: Form) -> bool {
+    let Some(layers) = build(stack) else { return false };
+    let indexes: Vec<_> = layers.iter().map(|layer| &layer.index).collect();
+    overlay::fold::fold(&indexes).is_ok() && (form == Form::Image || links_are_seen(&layers))
+}
+
+/// Tells whether every name of a hard-linked file is seen; plain directories count those too that another layer hides.
+fn links_are_seen(layers: &[Layer]) -> bool {
+    let links = |layers: &[Layer]| {
+        let lower = fold_fixtures(layers);
+        let tree = tree_of(&lower, new_root());
+        let files = tree.paths().into_iter().filter(|(_, id)| tree.inode(*id).kind() != FileType::Dir);
+        files.map(|(path, id)| (path, tree.links(id))).collect::<BTreeMap<_, _>>()
+    };
+    let alone: Vec<_> = layers.iter().map(|layer| links(std::slice::from_ref(layer))).collect();
+    let merged = links(layers);
+    merged.iter().all(|(path, links)| alone.iter().rev().find_map(|layer| layer.get(path)) == Some(links))
+}
+
+/// The root of a tree whose upper is new in memory.
+pub fn new_root() -> Inode {
+    let time = When::At(super::memory::Disk::new().now());
+    Inode {
+        body: Body::Dir { parent: ROOT, entries: BTreeMap::new() },
+        perm: 0o755,
+        uid: 0,
+        gid: 0,
+        xattrs: BTreeMap::new(),
+        atime: time,
+        mtime: time,
+        names: 1,
+        opens: 0,
+    }
 }
 
 /// Folds a stack in memory.
