@@ -1,5 +1,7 @@
 //! `explain`: which layer won, and what was met on the way.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::path::Path;
 
