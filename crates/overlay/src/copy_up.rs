@@ -226,6 +226,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if linked {
             let made = upper.publish_index(staged, node.id)?;
             node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
+            self.remember_unmarked(node, made.ino);
             self.indexed.write().insert(node.id);
             *node.place.write() =
                 Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names, partial: None });
@@ -244,6 +245,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let made = self.keep_times(&dir, || upper.publish(staged, &dir, name.as_name()))?;
         names.set(name.as_name(), Some(stat.kind), Some(node.id));
         node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
+        self.remember_unmarked(node, made.ino);
         *node.place.write() = Place::Upper(InUpper {
             names: vec![(dir_node.clone(), name)],
             indexed: false,

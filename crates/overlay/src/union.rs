@@ -603,6 +603,14 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         self.stand_ins.write().insert(node.backing.load(Ordering::Relaxed), node.id);
     }
 
+    /// Remembers which node an inode of the upper belongs to that may bear no mark: without privilege only files and
+    /// directories can (xattr(7)).
+    pub(crate) fn remember_unmarked(&self, node: &Node<L, U>, backing: Ino) {
+        if node.kind != FileType::File {
+            self.stand_ins.write().insert(backing.0, node.id);
+        }
+    }
+
     /// Returns the node that stands for a backing inode, if one does.
     fn stand_in(
         &self,
