@@ -11,6 +11,7 @@ mod file;
 mod marks;
 mod stage;
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +50,9 @@ pub struct UpperDir {
     own: OwnedFd,
     /// An earlier mount left copies unsynced: a power cut since may have emptied them.
     suspect: bool,
+    /// Copies of the same epoch that are known to be whole, by backing inode number: looked at once, or made by this mount.
+    /// Later a program may cut them.
+    whole: Mutex<HashSet<u64>>,
     /// The work directory says that there are copies unsynced.
     noted: Mutex<bool>,
 }
@@ -139,6 +143,7 @@ impl UpperDir {
             partial,
             own,
             suspect: noted.is_some(),
+            whole: Mutex::default(),
             noted: Mutex::new(noted.is_some()),
         };
         stage::empty_dir(&this.tmp)?;
@@ -450,7 +455,11 @@ impl Upper for UpperDir {
         let stat = self.raw_stat(&of)?;
         let (mut marks, mut stat) = self.space.read(&of, stat)?;
         if self.suspect && marks.unsynced {
-            self.recover(&of, &mut stat, &mut marks)?;
+            let mut whole = self.whole.lock();
+            if !whole.contains(&stat.ino.0) {
+                self.recover(&of, &mut stat, &mut marks)?;
+                whole.insert(stat.ino.0);
+            }
         }
         Ok((stat, marks))
     }

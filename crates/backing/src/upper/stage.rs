@@ -216,6 +216,7 @@ impl UpperDir {
         }
         if synced == copy::Synced::No {
             self.note_unsynced()?;
+            self.whole.lock().insert(self.raw_stat(&at)?.ino.0);
         }
         Ok(synced)
     }
