@@ -225,7 +225,10 @@ fn check_file(model: &Model, id: Id, found: &Found, end: End, seen: &mut Seen) -
         Some(Op::Chmod { id: pending, mode }) if *pending == id => modes.push(*mode),
         _ => {}
     }
-    allowed(&content, base, &changes)?;
+    allowed(&content, base, &changes, &file.stale).map_err(|why| {
+        let since: Vec<_> = file.history.iter().map(|(at, change)| format!("{at}: {change:?}")).collect();
+        format!("{why}; since operation {} {since:?}", file.base_at)
+    })?;
     if !modes.contains(&found.mode) {
         let modes: Vec<_> = modes.iter().map(|mode| format!("{mode:o}")).collect();
         return Err(format!("mode {:o}, not one of {modes:?}", found.mode));
@@ -271,9 +274,11 @@ pub(crate) fn check_work(work: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Tells the kinds of changes that were under way, for a failure's story.
+/// Tells what was under way, and what was promised, for a failure's story.
 pub(crate) fn story(model: &Model) -> String {
-    let last: Vec<String> = model.log.iter().rev().take(8).map(|(at, names)| format!("{at}: {names:?}")).collect();
+    let shown =
+        |names: &[(u64, Names)]| names.iter().map(|(at, names)| format!("  {at}: {names:?}\n")).collect::<String>();
+    let durable = model.log.partition_point(|(at, _)| *at <= model.durable);
     let pending = match &model.pending {
         Some(Op::Content { id, change: Change::Write { offset, bytes }, sync }) => {
             format!("write {} bytes at {offset} to inode {id}, {sync:?}", bytes.len())
@@ -281,6 +286,12 @@ pub(crate) fn story(model: &Model) -> String {
         Some(op) => format!("{op:?}"),
         None => "nothing".to_owned(),
     };
-    let adds = model.log.iter().filter(|(_, names)| matches!(names, Names::Add { .. })).count();
-    format!("{} done, durable {}, pending {pending}, {adds} added; last first {last:#?}", model.done, model.durable)
+    format!(
+        "{} operations; until {} durable by {}:\n{}last names:\n{}pending: {pending}",
+        model.done,
+        model.durable,
+        model.durable_by,
+        shown(&model.log[durable.saturating_sub(6)..durable]),
+        shown(&model.log[model.log.len().saturating_sub(6)..]),
+    )
 }

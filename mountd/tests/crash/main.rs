@@ -85,8 +85,8 @@ fn can_run(disk: Option<&str>) -> Result<(), String> {
         return Err("there is no /dev/fuse (modprobe fuse)".to_owned());
     }
     let programs: &[&str] = match disk {
-        Some("ext4") => &["mkfs.ext4", "python3", "mount"],
-        Some("xfs") => &["mkfs.xfs", "xfs_io", "mount"],
+        Some("ext4") => &["mkfs.ext4", "python3", "losetup", "mount"],
+        Some("xfs") => &["mkfs.xfs", "xfs_io", "losetup", "mount"],
         _ => &["mount"],
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -203,7 +203,7 @@ fn check_all(mount: &Path, models: &[Mutex<Model>], end: End, identity: Identity
         known += its.len() - 1;
         let (tree, contents, seen) = check::find_state(&model, &its, end, identity)
             .map_err(|why| format!("thread {thread}: {why}\n{}", check::story(&model)))?;
-        model.resume(tree, contents);
+        model.resume(tree, contents, end == End::Cut);
         total += seen;
     }
     // The shared directory was counted by no thread.

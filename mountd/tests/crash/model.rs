@@ -39,10 +39,19 @@ pub(crate) enum Names {
 }
 
 /// A change of one file's content.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Change {
     Write { offset: usize, bytes: Arc<Vec<u8>> },
     Truncate(usize),
+}
+
+impl std::fmt::Debug for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Change::Write { offset, bytes } => write!(f, "write {} at {offset}", bytes.len()),
+            Change::Truncate(len) => write!(f, "truncate to {len}"),
+        }
+    }
 }
 
 /// What was promised with a write or after it.
@@ -69,7 +78,10 @@ pub(crate) struct File {
     pub(crate) mode: u32,
     /// At least this outlives a power cut.
     pub(crate) base: Arc<Vec<u8>>,
-    base_at: u64,
+    pub(crate) base_at: u64,
+    /// What a power cut left behind the end, in its block: ext4 may write data before the size that covers it, and shows it
+    /// when the file is extended.
+    pub(crate) stale: std::ops::Range<usize>,
     pub(crate) history: Vec<(u64, Change)>,
     pub(crate) base_mode: u32,
     pub(crate) modes: Vec<(u64, u32)>,
@@ -85,6 +97,7 @@ impl File {
             content,
             mode,
             base_at: at,
+            stale: 0..0,
             history: Vec::new(),
             base_mode: mode,
             modes: Vec::new(),
@@ -104,6 +117,8 @@ pub(crate) struct Model {
     pub(crate) log: Vec<(u64, Names)>,
     /// All changes of names up to this operation outlive a power cut.
     pub(crate) durable: u64,
+    /// What promised it.
+    pub(crate) durable_by: String,
     pub(crate) done: u64,
     pub(crate) pending: Option<Op>,
     dir_changed: BTreeMap<Id, u64>,
@@ -204,6 +219,7 @@ impl Model {
             files: BTreeMap::new(),
             log: Vec::new(),
             durable: 0,
+            durable_by: String::new(),
             done: 0,
             pending: None,
             dir_changed: BTreeMap::new(),
@@ -260,7 +276,10 @@ impl Model {
                 file.modes.push((at, mode));
             }
             Op::Sync { id, sync } => self.synced(at, id, sync),
-            Op::SyncDir(dir) => self.durable = self.durable.max(self.dir_changed.get(&dir).copied().unwrap_or(0)),
+            Op::SyncDir(dir) => {
+                let changed = self.dir_changed.get(&dir).copied().unwrap_or(0);
+                self.promise(changed, || format!("fsync {at} of directory {dir}"));
+            }
         }
     }
 
@@ -273,10 +292,9 @@ impl Model {
         match &names {
             Names::Add { at, id, .. } | Names::Link { at, id } => touched.push((at.0, Some(*id))),
             Names::Remove(at) => touched.push((at.0, None)),
-            Names::Rename(one, other) | Names::Exchange(one, other) => {
-                touched.push((one.0, self.tree.get(one)));
-                touched.push((other.0, if matches!(names, Names::Exchange(..)) { self.tree.get(other) } else { None }));
-            }
+            Names::Rename(from, to) => touched.extend([(from.0, self.tree.get(from)), (to.0, None)]),
+            // XFS does not log the inodes that change places, so that a later fsync of one does not write the names.
+            Names::Exchange(one, other) => touched.extend([(one.0, None), (other.0, None)]),
         }
         for (dir, id) in touched {
             self.dir_changed.insert(dir, at);
@@ -300,7 +318,13 @@ impl Model {
             file.modes.clear();
             // Journals write the name of a file with the file.
             let named_at = file.named_at;
-            self.durable = self.durable.max(named_at);
+            self.promise(named_at, || format!("fsync {at} of file {id}"));
+        }
+    }
+
+    fn promise(&mut self, durable: u64, why: impl FnOnce() -> String) {
+        if durable > self.durable {
+            (self.durable, self.durable_by) = (durable, why());
         }
     }
 
@@ -311,7 +335,7 @@ impl Model {
 
     /// Notes that all of the snapshot is on disk.
     pub(crate) fn all_synced(&mut self, snapshot: Snapshot) {
-        self.durable = self.durable.max(snapshot.done);
+        self.promise(snapshot.done, || "syncfs".to_owned());
         for (id, (content, mode)) in snapshot.files {
             let file = self.file(id);
             if file.base_at <= snapshot.done {
@@ -325,9 +349,14 @@ impl Model {
     }
 
     /// Goes on from what was found after a crash.
-    pub(crate) fn resume(&mut self, tree: Tree, found: BTreeMap<Id, (Vec<u8>, u32)>) {
+    pub(crate) fn resume(&mut self, tree: Tree, found: BTreeMap<Id, (Vec<u8>, u32)>, cut: bool) {
         let done = self.done;
-        self.files = found.into_iter().map(|(id, (content, mode))| (id, File::new(content, mode, done))).collect();
+        let file = |(id, (content, mode)): (Id, (Vec<u8>, u32))| {
+            let end = content.len();
+            let stale = if cut { end..end.next_multiple_of(4096) } else { 0..0 };
+            (id, File { stale, ..File::new(content, mode, done) })
+        };
+        self.files = found.into_iter().map(file).collect();
         self.first_tree = tree.clone();
         self.tree = tree;
         self.log.clear();
@@ -352,8 +381,13 @@ pub(crate) fn apply(content: &mut Vec<u8>, change: &Change) {
 }
 
 /// Tells whether `found` is what `base` and some of the changes, each done wholly or in part, can leave. Says what is wrong
-/// otherwise.
-pub(crate) fn allowed(found: &[u8], base: &[u8], changes: &[&Change]) -> Result<(), String> {
+/// otherwise. Zeros in the range `stale` may be anything.
+pub(crate) fn allowed(
+    found: &[u8],
+    base: &[u8],
+    changes: &[&Change],
+    stale: &std::ops::Range<usize>,
+) -> Result<(), String> {
     let mut len = base.len();
     let (mut shortest, mut longest) = (len, len);
     for change in changes {
@@ -376,7 +410,8 @@ pub(crate) fn allowed(found: &[u8], base: &[u8], changes: &[&Change]) -> Result<
         });
         // Zero where there was no byte at some time.
         let gap = found[at] == 0 && at >= shortest;
-        if !written && !gap {
+        let stale = stale.contains(&at) && base.get(at).is_none_or(|byte| *byte == 0);
+        if !written && !gap && !stale {
             let old = base.get(at).map(|byte| format!("{byte:#04x}"));
             return Err(format!(
                 "byte {at} of {} is {:#04x}, which nobody wrote (it was {old:?} of {}; {} changes since)",

@@ -61,6 +61,7 @@ impl Stage {
             }
             std::fs::create_dir(self.path(name)).unwrap();
         }
+        rustix::fs::syncfs(std::fs::File::open(self.path("disk")).unwrap()).unwrap();
     }
 
     /// Starts the daemon and waits until the mount answers.
@@ -155,6 +156,16 @@ impl Stage {
             assert!(start.elapsed() < Duration::from_secs(30), "{error}");
             std::thread::sleep(Duration::from_millis(20));
         }
+        // A mount namespace that somebody made meanwhile holds the filesystem for as long as it lives.
+        while !self.loop_device().is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(30), "the disk stays in use: {}", self.loop_device());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn loop_device(&self) -> String {
+        let listed = Command::new("losetup").arg("-j").arg(self.path("image")).output().unwrap();
+        String::from_utf8_lossy(&listed.stdout).into_owned()
     }
 
     /// Mounts the same upper by kernel overlayfs, read-only.
