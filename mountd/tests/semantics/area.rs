@@ -353,7 +353,10 @@ impl Area {
             }
         }
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let said: Vec<_> = log.lines().filter(|line| line.contains("Z error ") || line.contains("Z warn ")).collect();
+        let bad = |line: &&str| line.contains("Z error ") || line.contains("Z warn ");
+        // The last RELEASE is not waited for: its answer may find the mount gone.
+        let late = |line: &&str| line.contains("Failed to send FUSE reply: No such file or directory");
+        let said: Vec<_> = log.lines().filter(bad).filter(|line| !late(line)).collect();
         assert!(said.is_empty(), "the log has errors: {said:#?}");
     }
 

@@ -248,3 +248,64 @@ fn a_size_is_changed_by_path_as_by_descriptor() {
         );
     });
 }
+
+#[test]
+fn reading_never_moves_the_access_time_of_a_lower_file() {
+    each(|area| {
+        for (name, len) in [("small", 100), ("large", 200_000)] {
+            file(&area.lower(name), len);
+            set_times(&area.lower(name), 1_000_000_000, 1);
+        }
+        area.mount();
+        for name in ["small", "large"] {
+            std::fs::read(area.m(name)).unwrap();
+            assert_eq!(meta(area.m(name)).atime(), 1_000_000_000);
+        }
+        area.remount();
+        for name in ["small", "large"] {
+            assert_eq!((meta(area.m(name)).atime(), meta(area.lower(name)).atime()), (1_000_000_000, 1_000_000_000));
+        }
+    });
+}
+
+#[test]
+fn the_time_of_birth_is_not_told() {
+    each(|area| {
+        put(&area.lower("f"), "x");
+        area.mount();
+        let flags = rustix::fs::StatxFlags::BASIC_STATS | rustix::fs::StatxFlags::BTIME;
+        let seen = rustix::fs::statx(rustix::fs::CWD, area.m("f"), rustix::fs::AtFlags::empty(), flags).unwrap();
+        assert_eq!(seen.stx_mask & rustix::fs::StatxFlags::BTIME.bits(), 0);
+        assert_eq!(seen.stx_size, 1);
+    });
+}
+
+#[test]
+fn a_mapping_that_is_written_moves_mtime_and_ctime() {
+    each(|area| {
+        for (name, len) in [("small", 1000), ("medium", 200_000), ("large", 8 << 20)] {
+            file(&area.lower(name), len);
+        }
+        area.mount();
+        file(&area.m("born"), 200_000);
+        for name in ["small", "medium", "large", "born"] {
+            let path = area.m(name);
+            drop(open_rw(&path));
+            set_times(&path, 1_000_000_000, 1);
+            let ctime = (meta(&path).ctime(), meta(&path).ctime_nsec());
+            std::thread::sleep(Duration::from_millis(12));
+            sh(
+                r#"exec python3 -c 'import mmap,sys
+f = open(sys.argv[1], "r+b")
+m = mmap.mmap(f.fileno(), 0)
+m[10:13] = b"new"
+m.flush()
+m.close()' "$1""#,
+                &[&path],
+            );
+            let after = meta(&path);
+            assert!(after.mtime() > 1_000_000_000, "mtime of {name}");
+            assert!((after.ctime(), after.ctime_nsec()) > ctime, "ctime of {name}");
+        }
+    });
+}

@@ -213,3 +213,19 @@ fn a_program_that_runs_cannot_be_written_and_a_written_one_cannot_run() {
         assert!(std::process::Command::new(area.m("sleep")).arg("0").status().unwrap().success());
     });
 }
+
+#[test]
+fn more_files_can_be_open_than_a_program_usually_may() {
+    each(|area| {
+        for index in 0..3000 {
+            std::fs::write(area.lower(&format!("f{index}")), b"x").unwrap();
+        }
+        area.mount();
+        sh(
+            r#"ulimit -n 4096; exec python3 -c 'import sys
+files = [open("%s/f%d" % (sys.argv[1], i), "r+b" if i % 2 else "rb") for i in range(3000)]
+assert all(f.read() == b"x" for f in files)' "$1""#,
+            &[&area.m("")],
+        );
+    });
+}

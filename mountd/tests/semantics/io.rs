@@ -191,3 +191,20 @@ fn a_busy_upper_is_refused_in_one_line() {
         put(&area.m("f"), "still works");
     });
 }
+
+#[test]
+fn a_lower_directory_that_cannot_be_read_refuses_the_mount() {
+    each(|area| {
+        put(&area.lower("f"), "x");
+        let second = area.add_lower("lower2");
+        for broken in ["none", "file"] {
+            std::fs::remove_dir(&second).or_else(|_| std::fs::remove_file(&second)).ok();
+            if broken == "file" {
+                put(&second, "not a directory");
+            }
+            let said = area.refusal("upper", "work");
+            assert!(said.lines().count() == 1 && said.contains("lower2"), "{said}");
+            assert_eq!(names(&area.path("refused")), Vec::<String>::new());
+        }
+    });
+}

@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, XattrFlags};
@@ -98,7 +98,6 @@ impl Tree {
         wrong.truncate(8);
         assert!(wrong.is_empty(), "{when}:\n{}", wrong.join("\n"));
     }
-
 }
 
 impl Facts {
@@ -152,7 +151,9 @@ fn is_mark(name: &OsStr) -> bool {
 
 /// Hashes a file; zeros count for nothing, so that holes are cheap.
 fn hash(path: &Path) -> u64 {
-    let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("open {path:?}: {error}"));
+    // Looking must not change what is looked at.
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOATIME).open(path);
+    let file = opened.unwrap_or_else(|error| panic!("open {path:?}: {error}"));
     let mut hasher = std::collections::hash_map::DefaultHasher::new();
     let mut buf = vec![0; 1 << 20];
     let mut at = 0;
