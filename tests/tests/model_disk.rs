@@ -1,7 +1,9 @@
 //! The model over an upper on a disk, with plain directories and with an image below.
 //!
-//! Needs root, for `trusted.*` attributes, owners and devices. `PLYFS_MODEL_STACKS`, `PLYFS_MODEL_OPS` and `PLYFS_MODEL_SEED` as in
+//! Needs root, for `trusted.*` attributes, owners and devices; one test becomes an ordinary user. `PLYFS_MODEL_STACKS`, `PLYFS_MODEL_OPS` and `PLYFS_MODEL_SEED` as in
 //! `model_memory`.
+
+use std::os::unix::process::CommandExt;
 
 use backing::upper::Durability;
 use plyfs_tests::model::choose::Means;
@@ -14,7 +16,8 @@ const PLAIN: How = How { form: Form::Dirs, durability: Durability::Volatile, alw
 fn random_cases(stacks: u64, how: How) {
     let (first, stacks, ops) = asked(stacks, 50);
     let tree = |stack: &_| on_disk::tree(how.form, stack);
-    let trial = Trial { form: how.form, means: Means::ALL, ops, run: &|case| on_disk::run(case, how), tree: &tree };
+    let means = Means { privileged: on_disk::privileged(), ..Means::ALL };
+    let trial = Trial { form: how.form, means, ops, run: &|case| on_disk::run(case, how), tree: &tree };
     let compared = trial.run(first, stacks);
     println!("{compared} operations over {stacks} stacks");
 }
@@ -37,4 +40,27 @@ fn a_synced_upper_looks_like_a_plain_tree() {
 #[test]
 fn an_upper_of_recorded_owners_looks_like_a_plain_tree() {
     random_cases(30, How { always_override: true, ..PLAIN });
+}
+
+/// Marks in `user.*`, owners, modes and devices in records.
+#[test]
+fn an_ordinary_users_upper_looks_like_a_plain_tree() {
+    const NAME: &str = "an_ordinary_users_upper_looks_like_a_plain_tree";
+    const NOBODY: u32 = 65534;
+    if !on_disk::privileged() {
+        return random_cases(40, How { form: Form::Image, ..PLAIN });
+    }
+    let own = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(own.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let exe = std::env::current_exe().unwrap();
+    let ran = std::process::Command::new(exe)
+        .args(["--exact", NAME, "--nocapture"])
+        .env("TMPDIR", own.path())
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+    assert!(said.contains("1 passed"), "{said}");
 }

@@ -14,7 +14,7 @@ use super::tree::{CAPABILITY, Id, Tree};
 pub struct Means {
     /// Owners other than root make files.
     pub callers: bool,
-    /// Attributes in `trusted.*` and `security.*`, owners, devices: what needs privilege.
+    /// Attributes in `trusted.*` and `security.*`, owners of links and devices, any mode: what needs privilege.
     pub privileged: bool,
     /// Remounts happen.
     pub remounts: bool,
@@ -121,7 +121,16 @@ impl Chooser<'_> {
     }
 
     fn perm(&mut self) -> u16 {
+        if !self.means.privileged {
+            // What its owner may not read or write an ordinary user's daemon cannot either.
+            return *self.random.pick(&[0o755, 0o700, 0o4755, 0o2755, 0o1777, 0o777]);
+        }
         *self.random.pick(&[0o644, 0o755, 0o600, 0o4755, 0o2755, 0o2644, 0o1777, 0o000, 0o666])
+    }
+
+    fn recordable(&self, path: &Path) -> bool {
+        let kind = self.tree.walk(path).map(|id| self.tree.inode(id).kind());
+        matches!(kind, Ok(FileType::File | FileType::Dir))
     }
 
     fn kind(&mut self) -> Kind {
@@ -129,8 +138,8 @@ impl Chooser<'_> {
             0..=5 => Kind::Dir,
             6 | 7 => Kind::File,
             8 => Kind::Symlink(p(random_name(self.random))),
-            9 if self.means.privileged => Kind::Device(FileType::Char, Dev { major: self.random.below(2) as u32, minor: 0 }),
-            10 if self.means.privileged => Kind::Device(FileType::Block, Dev { major: 7, minor: 9 }),
+            9 => Kind::Device(FileType::Char, Dev { major: self.random.below(2) as u32, minor: 0 }),
+            10 => Kind::Device(FileType::Block, Dev { major: 7, minor: 9 }),
             _ => Kind::Special(*self.random.pick(&[FileType::Fifo, FileType::Socket])),
         }
     }
@@ -176,7 +185,8 @@ impl Chooser<'_> {
         let path = if self.random.chance(5) { p("") } else { self.path(None) };
         match self.random.below(6) {
             0 => Op::Chmod(path, self.perm()),
-            1 if self.means.privileged => match self.random.below(3) {
+            // A link or a device bears no record of an owner that cannot be set.
+            1 if self.means.privileged || self.recordable(&path) => match self.random.below(3) {
                 0 => Op::Chown(path, Some(1000), None),
                 1 => Op::Chown(path, None, Some(2000)),
                 _ => Op::Chown(path, Some(0), Some(1000)),
@@ -229,7 +239,7 @@ impl Chooser<'_> {
             }
             6 => Op::TruncateOpen(handle, offset, self.privilege()),
             7 => Op::ChmodOpen(handle, self.perm()),
-            8 if self.means.privileged => Op::ChownOpen(handle, Some(1000), None),
+            8 => Op::ChownOpen(handle, Some(1000), None),
             9 => Op::SetXattrOpen(handle, p("user.y"), b"y".to_vec()),
             10 if self.random.chance(50) => Op::XattrsOpen(handle),
             10 => Op::Stat(handle),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use backing::scanned::{self, Scanned};
 use backing::upper::{Durability, Settings as UpperSettings, UpperDir};
-use layer::Time;
+use layer::{FileType, Time};
 use overlay::{Lower, Options, Overlay};
 use tempfile::TempDir;
 
@@ -145,6 +145,11 @@ impl<L: Lower> Subject for OnDisk<L> {
         self.kernel().view()
     }
 
+    fn keeps_number(&self, kind: FileType) -> bool {
+        // `user.*` attributes are for files and directories only (xattr(7)): a link's origin cannot be noted.
+        privileged() || matches!(kind, FileType::File | FileType::Dir)
+    }
+
     fn scope(&self) -> Scope {
         // Plain directories do not count the directories in merged ones; a disk changes times of access as it likes.
         Scope { dir_links: self.how.form == Form::Image, atime: false, ..Scope::ALL }
@@ -168,7 +173,10 @@ pub fn run(case: &Case, how: How) -> Result<u64, String> {
     rustix::process::umask(rustix::fs::Mode::empty());
     let (top, below) = (temporary()?, temporary()?);
     if how.form == Form::Image {
-        let stack = case.stack.clone();
+        let mut stack = case.stack.clone();
+        if !privileged() {
+            as_anybody(&mut stack);
+        }
         return run_over(case, OnDisk::new(how, &case.settings, top, Box::new(move || fold(&stack)))?);
     }
     let layers = write_stack(below.path(), &case.stack).map_err(|error| format!("write the layers: {error}"))?;
@@ -179,10 +187,26 @@ pub fn run(case: &Case, how: How) -> Result<u64, String> {
     Ok(compared)
 }
 
+/// Tells whether this process may set what only root may set.
+pub fn privileged() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Takes out of a stack what an ordinary user cannot keep on a copy.
+fn as_anybody(stack: &mut Stack) {
+    for item in stack.iter_mut().flatten() {
+        item.xattrs.retain(|(name, _)| name.starts_with(b"user."));
+    }
+}
+
 /// Makes the tree that a stack shows, to choose operations by.
 pub fn tree(form: Form, stack: &Stack) -> Tree {
     if form == Form::Image {
-        return in_memory::tree(stack);
+        let mut stack = stack.clone();
+        if !privileged() {
+            as_anybody(&mut stack);
+        }
+        return in_memory::tree(&stack);
     }
     let below = tempfile::tempdir().expect("there is room for a temporary directory");
     let layers = write_stack(below.path(), stack).expect("the layers are written");

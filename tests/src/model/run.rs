@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use layer::FileType;
 use overlay::Errno;
 
 use super::choose::{Means, choose};
@@ -100,8 +101,8 @@ pub trait Subject {
         Scope::ALL
     }
 
-    /// Tells whether numbers survive a remount.
-    fn keeps_numbers(&self) -> bool {
+    /// Tells whether the number of an inode of that kind survives a remount.
+    fn keeps_number(&self, _kind: FileType) -> bool {
         true
     }
 }
@@ -155,8 +156,9 @@ impl<S: Subject> Run<S> {
                 Op::Rest => self.subject.rest()?,
                 _ => self.subject.remount()?,
             }
-            if !self.subject.keeps_numbers() {
-                self.identity.clear();
+            let forgotten: Vec<_> = self.tree.paths().into_iter().map(|(_, id)| id).collect();
+            for id in forgotten.into_iter().filter(|id| !self.subject.keeps_number(self.tree.inode(*id).kind())) {
+                self.identity.forget(id);
             }
             return self.look();
         }

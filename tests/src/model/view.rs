@@ -210,9 +210,4 @@ impl Identity {
     pub fn forget(&mut self, id: Id) {
         self.inos.remove(&id);
     }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.inos.clear();
-    }
 }

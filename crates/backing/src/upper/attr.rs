@@ -6,7 +6,7 @@ use overlay::{Errno, Error, Result};
 use rustix::fs::{AtFlags, FileType as RawType, Gid, Mode, Timespec, Timestamps, Uid};
 use rustix::io::Errno as Raw;
 
-use super::{Found, UpperDir, error};
+use super::{CAPABILITY, Found, UpperDir, error, marks};
 use crate::override_stat::Override;
 
 /// Reads what the system told.
@@ -134,8 +134,15 @@ impl UpperDir {
             kind: None,
         });
         let mut perm = attr.perm.unwrap_or(known.perm);
-        if attr.perm.is_none() && kind != FileType::Dir && (attr.uid.is_some() || attr.gid.is_some()) {
-            perm = after_chown(perm);
+        if kind != FileType::Dir && (attr.uid.is_some() || attr.gid.is_some()) {
+            if attr.perm.is_none() {
+                perm = after_chown(perm);
+            }
+            // As the kernel does where it changes an owner itself.
+            match marks::remove(of, CAPABILITY) {
+                Ok(()) | Err(Error::Answer(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM)) => {}
+                Err(error) => return Err(error),
+            }
         }
         let record =
             Override { uid: attr.uid.unwrap_or(known.uid), gid: attr.gid.unwrap_or(known.gid), perm, kind: known.kind };
