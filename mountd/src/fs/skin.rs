@@ -107,11 +107,7 @@ where
     }
 
     /// Chooses the file that the kernel may read and write by itself.
-    fn wanted<'a>(
-        &self,
-        ino: Ino,
-        body: &'a BodyAt<L, U>,
-    ) -> Result<Option<(Side, std::os::fd::BorrowedFd<'a>)>> {
+    fn wanted<'a>(&self, ino: Ino, body: &'a BodyAt<L, U>) -> Result<Option<(Side, std::os::fd::BorrowedFd<'a>)>> {
         if !self.pass.enabled() {
             return Ok(None);
         }

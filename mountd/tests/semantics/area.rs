@@ -297,11 +297,6 @@ impl Area {
         self.mount();
     }
 
-    /// The same, once a file was let go of.
-    pub(crate) fn crash_with(&self, (): ()) {
-        self.crash();
-    }
-
     pub(crate) fn daemon_pid(&self) -> u32 {
         self.daemon.borrow().as_ref().expect("mounted").child.id()
     }

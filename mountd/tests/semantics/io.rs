@@ -23,7 +23,8 @@ fn fsync_of_a_file_and_of_its_directory_works() {
         }
         open(&area.m("d/f")).sync_all().unwrap();
         rustix::fs::syncfs(open_dir(&area.m(""))).unwrap();
-        area.crash_with(drop(file));
+        drop(file);
+        area.crash();
         assert_eq!(text(&area.m("d/f")), "y");
     });
 }

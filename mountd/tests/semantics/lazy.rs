@@ -76,7 +76,8 @@ fn a_partial_copy_grows_past_its_end() {
         expected.extend_from_slice(b"tail");
         assert_eq!(meta(area.m("f")).len(), expected.len() as u64);
         assert_holds(area, &expected, "while partial");
-        area.crash_with(drop(file));
+        drop(file);
+        area.crash();
         assert_holds(area, &expected, "after a crash");
     });
 }
@@ -96,7 +97,8 @@ fn a_partial_copy_cut_and_extended_shows_zeros_not_the_old_bytes() {
             expected.resize(LEN, 0);
             assert_holds(area, &expected, "cut and extended");
         }
-        area.crash_with(drop(file));
+        drop(file);
+        area.crash();
         assert_holds(area, &expected, "after a crash");
         let file = open_rw(&area.m("f"));
         file.write_all_at(b"y", 12_345_678).unwrap();
@@ -205,7 +207,8 @@ fn fsync_of_a_partial_file_keeps_what_was_written_over_a_crash() {
         file.write_all_at(b"durable", 7_000_000).unwrap();
         file.sync_all().unwrap();
         expected[7_000_000..7_000_007].copy_from_slice(b"durable");
-        area.crash_with(drop(file));
+        drop(file);
+        area.crash();
         assert_holds(area, &expected, "after a crash");
     });
 }
