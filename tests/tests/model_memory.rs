@@ -79,12 +79,8 @@ fn an_open_file_without_a_name_keeps_its_attributes() {
 #[test]
 fn a_hard_link_is_copied_up_once() {
     let below = [vec![file("a/d", "content"), hardlink("d/a/c", "a/d")]];
-    let ops = [
-        Op::Rename(p("d/a"), p("a/c"), Replace),
-        Op::Unlink(p("a/c/c")),
-        Op::Forget(p("")),
-        Op::Unlink(p("a/d")),
-    ];
+    let ops =
+        [Op::Rename(p("d/a"), p("a/c"), Replace), Op::Unlink(p("a/c/c")), Op::Forget(p("")), Op::Unlink(p("a/d"))];
     keep(below, &ops);
 }
 

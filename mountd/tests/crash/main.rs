@@ -4,6 +4,9 @@
 //! A few rounds by default; `PLYFS_CRASH_ROUNDS=N` runs N of each, `PLYFS_NIGHTLY=1` a hundred. `PLYFS_CRASH_SEED` repeats the
 //! round that a failure names. Needs root, and skips by name without it (a failure under `PLYFS_TEST_NO_SKIPS`).
 
+// Without #[test] on the helpers clippy does not know these for tests.
+#![allow(clippy::unwrap_used)]
+
 mod check;
 mod model;
 mod random;
@@ -100,8 +103,8 @@ fn can_run(disk: Option<&str>) -> Result<(), String> {
 /// Several crashes on one upper, each checked, then an end in peace.
 fn round(stage: &mut Stage, end: End, seed: u64) -> Result<(Seen, u64), String> {
     let mut random = Random::new(seed);
-    let options = if seed % 2 == 0 { ",plyfs.disable=passthrough" } else { "" };
-    let syncs = end == End::Cut && seed % 3 != 0;
+    let options = if seed.is_multiple_of(2) { ",plyfs.disable=passthrough" } else { "" };
+    let syncs = end == End::Cut && !seed.is_multiple_of(3);
     stage.fresh_upper();
     let models: Vec<_> = THREADS.iter().map(|thread| Mutex::new(known_lower(thread))).collect();
     let (mut total, mut operations) = (Seen::default(), 0);

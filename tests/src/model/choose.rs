@@ -172,8 +172,8 @@ impl Chooser<'_> {
         for _ in 0..4 {
             to = if onto_something { self.path(kind) } else { self.new_path() };
             let related = to == from || to.holds(&from) || from.holds(&to);
-            let full = flags == RenameFlags::Replace
-                && self.tree.walk(&to).is_ok_and(|id| !self.tree.entries(id).is_empty());
+            let full =
+                flags == RenameFlags::Replace && self.tree.walk(&to).is_ok_and(|id| !self.tree.entries(id).is_empty());
             if !related && !full {
                 break;
             }

@@ -178,7 +178,8 @@ impl<'a> Trial<'a> {
 
     /// A file that is cut to nothing may be found empty with its old mode: nothing is to be run in it.
     fn emptied(&self, view: &View, scope: Scope) -> bool {
-        let empties = matches!(self.op, Op::Truncate(_, 0, _) | Op::TruncateOpen(_, 0, _) | Op::Open(_, _, Access::Truncate, _));
+        let empties =
+            matches!(self.op, Op::Truncate(_, 0, _) | Op::TruncateOpen(_, 0, _) | Op::Open(_, _, Access::Truncate, _));
         let Some((path, privilege)) = self.written().filter(|_| empties) else { return false };
         let mut emptied = self.before.clone();
         let cut = emptied.empty(&path).is_ok();
@@ -196,8 +197,12 @@ impl<'a> Trial<'a> {
             })
         };
         Some(match self.op {
-            Op::Truncate(path, _, privilege) | Op::Open(_, path, Access::Truncate, privilege) => (path.clone(), *privilege),
-            Op::Write(handle, _, _, privilege) | Op::TruncateOpen(handle, _, privilege) => (opened(handle)?, *privilege),
+            Op::Truncate(path, _, privilege) | Op::Open(_, path, Access::Truncate, privilege) => {
+                (path.clone(), *privilege)
+            }
+            Op::Write(handle, _, _, privilege) | Op::TruncateOpen(handle, _, privilege) => {
+                (opened(handle)?, *privilege)
+            }
             // The kernel takes a capability when a body is brought up; it is given back in another step.
             Op::Open(_, path, Access::Write, _) => (path.clone(), Privilege::Keeps),
             Op::Allocate(handle, ..) | Op::CopyRange(_, _, handle, ..) => (opened(handle)?, Privilege::Keeps),

@@ -25,7 +25,12 @@ pub fn tree(stack: &Stack) -> Tree {
 }
 
 fn mount(stack: &Stack, settings: &Settings, upper: &MemoryUpper) -> Result<Kernel<MemoryLower, MemoryUpper>, String> {
-    let options = Options { small: settings.small, open_dirs: settings.open_dirs, lazy_min: settings.lazy_min, ..Options::default() };
+    let options = Options {
+        small: settings.small,
+        open_dirs: settings.open_dirs,
+        lazy_min: settings.lazy_min,
+        ..Options::default()
+    };
     let overlay = Overlay::new(fold(stack), Some(upper.clone()), options).map_err(|error| format!("mount: {error}"))?;
     Ok(Kernel::new(overlay))
 }

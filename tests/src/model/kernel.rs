@@ -120,7 +120,10 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
         let known = self.inodes.entry(attr.id).or_insert(Known { lookups: 0, kind: attr.stat.kind, uses: 0 });
         known.lookups += 1;
         if known.kind != attr.stat.kind {
-            return Err(Failed::Fault(format!("nodeid {:#x} was a {:?}, is a {:?}", attr.id.0, known.kind, attr.stat.kind)));
+            return Err(Failed::Fault(format!(
+                "nodeid {:#x} was a {:?}, is a {:?}",
+                attr.id.0, known.kind, attr.stat.kind
+            )));
         }
         self.dentries.insert((dir, name.to_vec()), attr.id);
         Ok(())
@@ -266,9 +269,14 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
                 self.files.insert(*handle, ino);
                 Ok(Got::Done)
             }
-            Op::Read(..) | Op::Write(..) | Op::Stat(_) | Op::XattrsOpen(_) | Op::Sync(_) | Op::Seek(..) | Op::Allocate(..) | Op::CopyRange(..) => {
-                self.file_op(op)
-            }
+            Op::Read(..)
+            | Op::Write(..)
+            | Op::Stat(_)
+            | Op::XattrsOpen(_)
+            | Op::Sync(_)
+            | Op::Seek(..)
+            | Op::Allocate(..)
+            | Op::CopyRange(..) => self.file_op(op),
             Op::Close(handle) => {
                 let ino = self.file(*handle)?;
                 self.files.remove(handle);
@@ -356,14 +364,20 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
 
     fn set_attr(&mut self, op: &Op) -> Answer {
         let ino = match op {
-            Op::Chmod(path, _) | Op::Chown(path, ..) | Op::Utimens(path, ..) | Op::Truncate(path, ..) => self.walk(path)?,
-            Op::ChmodOpen(handle, _) | Op::ChownOpen(handle, ..) | Op::TruncateOpen(handle, ..) => self.file(*handle)?,
+            Op::Chmod(path, _) | Op::Chown(path, ..) | Op::Utimens(path, ..) | Op::Truncate(path, ..) => {
+                self.walk(path)?
+            }
+            Op::ChmodOpen(handle, _) | Op::ChownOpen(handle, ..) | Op::TruncateOpen(handle, ..) => {
+                self.file(*handle)?
+            }
             _ => return Err(Errno::EINVAL.into()),
         };
         let none = SetAttr::default();
         let time = |time: &Option<layer::Time>| Some(time.map_or(SetTime::Now, SetTime::At));
         let (set, size, privilege) = match op {
-            Op::Chmod(_, perm) | Op::ChmodOpen(_, perm) => (SetAttr { perm: Some(*perm), ..none }, None, Privilege::Keeps),
+            Op::Chmod(_, perm) | Op::ChmodOpen(_, perm) => {
+                (SetAttr { perm: Some(*perm), ..none }, None, Privilege::Keeps)
+            }
             Op::Chown(_, uid, gid) | Op::ChownOpen(_, uid, gid) => {
                 (SetAttr { uid: *uid, gid: *gid, ..none }, None, Privilege::Keeps)
             }
@@ -487,7 +501,10 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
                 if let Some(known) = self.dentries.get(&(ino, name.clone()))
                     && *known != attr.id
                 {
-                    return Err(Failed::Fault(format!("readdirplus gives another nodeid for '{}'", name.escape_ascii())));
+                    return Err(Failed::Fault(format!(
+                        "readdirplus gives another nodeid for '{}'",
+                        name.escape_ascii()
+                    )));
                 }
                 self.told(ino, &name, &attr)?;
             }
@@ -592,7 +609,10 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
                 if let Some(known) = self.dentries.get(&(dir, name.clone()))
                     && *known != attr.id
                 {
-                    return Err(format!("{child:?}: the kernel knows it as {:#x}, now it is {:#x}", known.0, attr.id.0));
+                    return Err(format!(
+                        "{child:?}: the kernel knows it as {:#x}, now it is {:#x}",
+                        known.0, attr.id.0
+                    ));
                 }
                 view.insert(child.clone(), self.found(&attr, Some((ino, kind))).map_err(at)?);
                 if attr.stat.kind == FileType::Dir {
@@ -612,7 +632,6 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
         Ok(())
     }
 
-    #[expect(clippy::type_complexity, reason = "name, number, kind")]
     fn list(&self, dir: Ino, detail: Detail, told: &mut Vec<Ino>) -> Result<Vec<(Vec<u8>, u64, FileType)>, Error> {
         let mut entries = Vec::new();
         self.overlay.read_dir(dir, 0, detail, |entry| {

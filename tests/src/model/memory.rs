@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use layer::{Dev, FileType, Ino, Name, NameBuf, Stat, Time};
 use overlay::upper::{
-    CopyUp, Leave, Listed, Marks, New, Onto, Over, Rename, Seek, SetAttr, SetTime, SetXattr, Source, StatFs, Target, What,
+    CopyUp, Leave, Listed, Marks, New, Onto, Over, Rename, Seek, SetAttr, SetTime, SetXattr, Source, StatFs, Target,
+    What,
 };
 use overlay::{Errno, Error, LowerFile, Result, Upper, UpperFile};
 
@@ -297,7 +298,10 @@ impl Disk {
     /// Tells whether a directory was removed while somebody holds it.
     fn dead(&self, dir: u64) -> bool {
         dir != ROOT
-            && !self.inodes.values().any(|inode| matches!(&inode.body, Body::Dir(entries) if entries.values().any(|i| *i == dir)))
+            && !self
+                .inodes
+                .values()
+                .any(|inode| matches!(&inode.body, Body::Dir(entries) if entries.values().any(|i| *i == dir)))
     }
 
     /// Makes the name vacant in the same step, as the core says it is.
@@ -323,7 +327,8 @@ impl Disk {
     /// Frees what no name and no handle leads to.
     fn sweep(&mut self) {
         loop {
-            let mut held: BTreeSet<u64> = self.index.values().chain(self.opens.keys()).chain(&self.partials).copied().collect();
+            let mut held: BTreeSet<u64> =
+                self.index.values().chain(self.opens.keys()).chain(&self.partials).copied().collect();
             held.insert(ROOT);
             for inode in self.inodes.values() {
                 if let Body::Dir(entries) = &inode.body {
@@ -352,7 +357,8 @@ impl Disk {
         let mut stat = Stat { ino: Ino(ino), ..inode.stat };
         match &inode.body {
             Body::Dir(entries) => {
-                let dirs = entries.values().filter(|i| matches!(self.inodes.get(i), Some(Inode { body: Body::Dir(_), .. })));
+                let dirs =
+                    entries.values().filter(|i| matches!(self.inodes.get(i), Some(Inode { body: Body::Dir(_), .. })));
                 stat.nlink = if self.dead(ino) { 0 } else { 2 + dirs.count() as u32 };
                 stat.size = 4096;
             }
@@ -777,7 +783,10 @@ impl Upper for MemoryUpper {
     fn unlink(&self, dir: &u64, name: Name<'_>, leave: Leave) -> Result<()> {
         let mut disk = if leave == Leave::Nothing { self.lessening()? } else { self.changing()? };
         let ino = disk.child(*dir, name)?;
-        assert!(disk.inode(ino)?.stat.kind != FileType::Dir && !disk.is_whiteout(ino), "the core unlinks what is no file");
+        assert!(
+            disk.inode(ino)?.stat.kind != FileType::Dir && !disk.is_whiteout(ino),
+            "the core unlinks what is no file"
+        );
         disk.take(*dir, name, leave)
     }
 
@@ -978,7 +987,11 @@ impl UpperFile for MemoryFile {
     fn truncate(&self, size: u64) -> Result<()> {
         let mut disk = self.disk();
         let grows = disk.stat(self.ino)?.size < size;
-        if grows { disk.step()? } else { disk.roomless_step()? }
+        if grows {
+            disk.step()?
+        } else {
+            disk.roomless_step()?
+        }
         disk.content_mut(self.ino)?.resize(size as usize);
         Ok(())
     }

@@ -38,12 +38,7 @@ pub struct How {
 }
 
 impl<L: Lower> OnDisk<L> {
-    fn new(
-        how: How,
-        settings: &Settings,
-        top: TempDir,
-        lower: Box<dyn Fn() -> L>,
-    ) -> Result<Self, String> {
+    fn new(how: How, settings: &Settings, top: TempDir, lower: Box<dyn Fn() -> L>) -> Result<Self, String> {
         for name in ["upper", "work"] {
             std::fs::create_dir(top.path().join(name)).map_err(|error| format!("make {name}: {error}"))?;
         }

@@ -197,7 +197,7 @@ impl<S: Subject> Run<S> {
 
     fn step_and_look(&mut self, op: &Op, at: usize, settings: &Settings) -> Result<(), String> {
         self.step(op)?;
-        if settings.look_every > 0 && (at + 1) % settings.look_every == 0 {
+        if settings.look_every > 0 && (at + 1).is_multiple_of(settings.look_every) {
             self.look()?;
         }
         self.look_at_copy()
@@ -268,7 +268,6 @@ pub struct Trial<'a> {
     /// How many operations a case has.
     pub ops: usize,
     /// Runs a case; returns how many operations were compared.
-    #[expect(clippy::type_complexity, reason = "one function")]
     pub run: &'a dyn Fn(&Case) -> Result<u64, String>,
     /// Makes the tree of a stack, to choose operations by.
     pub tree: &'a dyn Fn(&Stack) -> Tree,

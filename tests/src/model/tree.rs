@@ -453,9 +453,7 @@ impl Tree {
             | Op::Stat(_)
             | Op::XattrsOpen(_)
             | Op::Sync(_)
-            | Op::Seek(..) => {
-                Ok(self.file_op(op, now).unwrap_or(Expected::Skip))
-            }
+            | Op::Seek(..) => Ok(self.file_op(op, now).unwrap_or(Expected::Skip)),
             Op::Allocate(..) | Op::CopyRange(..) => Ok(self.range_op(op, now).unwrap_or(Expected::Skip)),
             Op::Close(handle) => match self.open.remove(handle) {
                 Some(open) => {
@@ -464,7 +462,9 @@ impl Tree {
                 }
                 None => Ok(Expected::Skip),
             },
-            Op::DirOpen(..) | Op::DirNext(..) | Op::DirRewind(_) | Op::MkdirAt(..) | Op::DirClose(_) => self.dir_op(op, now),
+            Op::DirOpen(..) | Op::DirNext(..) | Op::DirRewind(_) | Op::MkdirAt(..) | Op::DirClose(_) => {
+                self.dir_op(op, now)
+            }
             Op::Forget(_) => Ok(Expected::Done),
             Op::Remount | Op::Rest => {
                 self.close_all();
@@ -488,7 +488,9 @@ impl Tree {
         let masked = perm & !(caller.umask as u16);
         let (body, perm) = match kind {
             Kind::File => (Body::File(Vec::new()), masked),
-            Kind::Dir => (Body::Dir { parent: dir, entries: BTreeMap::new() }, masked | if inherits { 0o2000 } else { 0 }),
+            Kind::Dir => {
+                (Body::Dir { parent: dir, entries: BTreeMap::new() }, masked | if inherits { 0o2000 } else { 0 })
+            }
             Kind::Symlink(target) => (Body::Symlink(target.0.clone()), 0o777),
             Kind::Device(kind, dev) => (Body::Device(*kind, *dev), masked),
             Kind::Special(kind) => (Body::Special(*kind), masked),
