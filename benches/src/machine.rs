@@ -86,9 +86,23 @@ pub(crate) fn page_cache() -> u64 {
     meminfo("Cached:")
 }
 
-/// Tells whether the kernel's caches can be emptied.
-pub(crate) fn can_drop_caches() -> bool {
-    OpenOptions::new().write(true).open(DROP_CACHES).is_ok()
+/// What can be done to the kernel's caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caches {
+    /// They can be emptied.
+    Drop,
+    /// They stay as they are.
+    Stay,
+}
+
+impl Caches {
+    /// Finds out what we may do.
+    pub(crate) fn allowed() -> Self {
+        match OpenOptions::new().write(true).open(DROP_CACHES) {
+            Ok(_) => Caches::Drop,
+            Err(_) => Caches::Stay,
+        }
+    }
 }
 
 /// Empties the page cache and the caches of names and inodes. Unwritten data stays in them: sync first.

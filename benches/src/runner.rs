@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::contestants::{Contestant, OVERLAYFS, PLAIN, Place};
 use crate::interrupt::{self, Interrupted};
 use crate::loads;
-use crate::machine::{self, Machine};
+use crate::machine::{Caches, Machine};
 use crate::plan::{Group, Input, Plan, Sizes};
 use crate::report::{LeftOut, Report, Row, Section};
 use crate::scratch::Scratch;
@@ -45,10 +45,10 @@ impl Watch for Silent {}
 /// [`Interrupted`] after a signal; what the layers cannot be made of; the disk. A contestant's failure is no error: it is
 /// told in the report.
 pub fn run(plan: &Plan, watch: &dyn Watch) -> Result<Report> {
-    run_with(plan, plan.length.sizes(), watch)
+    run_with(plan, plan.length.sizes(), Caches::allowed(), watch)
 }
 
-fn run_with(plan: &Plan, sizes: Sizes, watch: &dyn Watch) -> Result<Report> {
+fn run_with(plan: &Plan, sizes: Sizes, caches: Caches, watch: &dyn Watch) -> Result<Report> {
     let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let scratch = Scratch::make(&plan.dir)?;
     let machine = Machine::look(scratch.dir());
@@ -59,7 +59,7 @@ fn run_with(plan: &Plan, sizes: Sizes, watch: &dyn Watch) -> Result<Report> {
         watch,
         clock: Clock::start(plan),
         sizes,
-        can_drop_caches: machine::can_drop_caches(),
+        caches,
         scratch: &scratch,
         contestants,
         left_out,
@@ -119,7 +119,7 @@ struct Run<'a> {
     watch: &'a dyn Watch,
     clock: Clock,
     sizes: Sizes,
-    can_drop_caches: bool,
+    caches: Caches,
     scratch: &'a Scratch,
     contestants: Vec<Contestant>,
     left_out: Vec<LeftOut>,
@@ -148,7 +148,7 @@ impl Run<'_> {
         let has_loads = self.plan.groups.contains(&Group::Store);
         let loads = if has_loads { loads::WEIGHT * self.plan.inputs.len() as f64 } else { 0.0 };
         self.clock.whole = scenes.iter().map(|scene| scene.weight).sum::<f64>() + loads;
-        if !self.can_drop_caches && scenes.iter().any(|scene| scene.rows.iter().any(|row| row.cold)) {
+        if self.caches == Caches::Stay && scenes.iter().any(|scene| scene.rows.iter().any(|row| row.cold)) {
             self.leave_out("cold rows", "only root on the host can empty the kernel's caches");
         }
         let mut sections: Vec<Section> = Vec::new();
@@ -264,7 +264,7 @@ impl Run<'_> {
             stack: &ready.stack,
             survey: &ready.survey,
             sizes: &self.sizes,
-            can_drop_caches: self.can_drop_caches,
+            caches: self.caches,
             samples: Vec::new(),
         };
         (scene.play)(&mut stage)?;
@@ -448,7 +448,7 @@ mod tests {
             mounts: 1,
             containers: 1,
         };
-        let report = run_with(&plan, sizes, &Silent).unwrap();
+        let report = run_with(&plan, sizes, Caches::Stay, &Silent).unwrap();
         assert_eq!(report.sections.len(), 6, "{:?}", report.left_out);
         for section in &report.sections {
             assert_eq!(section.contestants, [PLAIN]);

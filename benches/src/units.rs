@@ -35,9 +35,10 @@ impl Unit {
     }
 }
 
-/// Writes a ratio: `0.06x`, `1.25x`, `14x`.
+/// Writes a ratio: `<0.001x`, `0.06x`, `1.25x`, `14.2x`.
 pub(crate) fn ratio(ratio: f64) -> String {
     match ratio {
+        r if r < 0.0005 => "<0.001x".into(),
         r if r < 0.0995 => format!("{r:.3}x"),
         r if r < 9.995 => format!("{r:.2}x"),
         r if r < 99.95 => format!("{r:.1}x"),
@@ -73,6 +74,9 @@ mod tests {
         ] {
             assert_eq!(unit.show(value), text);
         }
-        assert_eq!([0.0512, 1.0, 14.2, 160.0].map(ratio), ["0.051x", "1.00x", "14.2x", "160x"]);
+        assert_eq!(
+            [0.0, 0.0512, 1.0, 14.2, 160.0].map(ratio),
+            ["<0.001x", "0.051x", "1.00x", "14.2x", "160x"]
+        );
     }
 }

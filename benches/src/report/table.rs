@@ -7,7 +7,7 @@ use crate::units;
 
 /// Width of a value and of a ratio.
 const VALUE: usize = 9;
-const RATIO: usize = 7;
+const RATIO: usize = 8;
 
 pub(super) fn write(report: &Report, out: &mut dyn Write, ranges: bool) -> io::Result<()> {
     writeln!(
@@ -99,7 +99,7 @@ mod tests {
                 "META: some group          overlayfs             plyfs             plain   noise   n",
                 "tree walk, cold       320 ms            405 ms  1.27x                 -     ±6%   2",
                 "                       300ms..340ms      400ms..410ms",
-                "  disk <it> takes    954 MiB               0 B 0.000x    954 MiB ~1.00x     ±0%   1",
+                "  disk <it> takes    954 MiB               0 B<0.001x    954 MiB ~1.00x     ±0%   1",
                 "                     954MiB..954MiB            0B..0B    954MiB..954MiB",
             ],
             "{text}"

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Scene, Stage, always, amount, everybody, row, spell, spelled};
 use crate::interrupt;
+use crate::machine::Caches;
 use crate::plan::{Group, Sizes};
 use crate::stack::{BIG, Kind, Noise};
 use crate::units::Unit;
@@ -64,7 +65,7 @@ fn every_file(stage: &mut Stage<'_>) -> Result<()> {
     }
     let mounted = stage.mount()?;
     let files = spelled(mounted.root(), stage.survey.paths())?;
-    if !stage.can_drop_caches {
+    if stage.caches == Caches::Stay {
         read_all(&files)?; // So that the lower files are in the page cache, as after a cold round.
     }
     stage.time("read.new", || read_all(&files))?;

@@ -18,7 +18,7 @@ use anyhow::Result;
 
 use crate::contestants::{Contestant, Mounted, Place};
 use crate::interrupt;
-use crate::machine;
+use crate::machine::{self, Caches};
 use crate::plan::{Group, Sizes};
 use crate::scratch::Scratch;
 use crate::stack::{self, Stack};
@@ -108,7 +108,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) stack: &'a Stack,
     pub(crate) survey: &'a Survey,
     pub(crate) sizes: &'a Sizes,
-    pub(crate) can_drop_caches: bool,
+    pub(crate) caches: Caches,
     /// Row keys and what was measured.
     pub(crate) samples: Vec<(String, f64)>,
 }
@@ -130,11 +130,12 @@ impl Stage<'_> {
 
     /// Empties the caches; `false` where that is not allowed: then the cold part is not played.
     fn chill(&self) -> Result<bool> {
-        if self.can_drop_caches {
+        let may = self.caches == Caches::Drop;
+        if may {
             self.settle()?;
             machine::drop_caches()?;
         }
-        Ok(self.can_drop_caches)
+        Ok(may)
     }
 
     /// Measures how long `work` takes.
