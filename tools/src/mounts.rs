@@ -27,6 +27,9 @@ pub(crate) mod table;
 /// How long an unmount may take before we say what it waits for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a lazy unmount waits to see whether anybody used the mount at all.
+const LAZY_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Where a container stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -191,7 +194,10 @@ fn daemon_words(lower: &Lower, log: &Path, name: &str) -> Vec<OsString> {
 fn start(mut words: Vec<OsString>, options: &[OsString], target: &Path) -> Result<Process> {
     words.extend(options.iter().flat_map(|option| ["-o".into(), option.clone()]));
     words.push(target.into());
-    let mounted = mountd::spawn(Path::new("/proc/self/exe"), &words)?;
+    let mounted = mountd::spawn(Path::new("/proc/self/exe"), &words).map_err(|failure| {
+        // We have a command for it.
+        anyhow!("{}", failure.line().replace("use a user namespace (unshare -Urm)", "run it inside 'plyfs unshare'"))
+    })?;
     Process::running(mounted.pid()).ok_or_else(|| anyhow!("{}: the daemon ended at once", target.display()))
 }
 
@@ -324,7 +330,11 @@ fn real_path(path: &Path) -> std::io::Result<PathBuf> {
 /// Unmounts a container, and returns when its daemon has written all and gone.
 pub(crate) fn umount_container(store: &Store, container: &Container, how: Unmount) -> Result<()> {
     match &container.mount {
-        Some(mount) if mount.is_live() => leave(mount, how)?,
+        Some(mount) if mount.is_live() => {
+            if leave(mount, how)? == Daemon::Stays {
+                return Ok(()); // The record protects what it uses, and counts no more when it has ended.
+            }
+        }
         Some(mount) if is_dead(&mount.target) => mountd::mount::unmount(&mount.target, Unmount::Lazily)?,
         _ => bail!("container {} is not mounted", container.name),
     }
@@ -354,8 +364,19 @@ pub(crate) fn end_image(store: &Store, mounted: &ImageMount) -> Result<()> {
 }
 
 fn umount_image(store: &Store, mounted: &ImageMount, how: Unmount) -> Result<()> {
-    leave(&mounted.mount, how)?;
-    Ok(store.remove_image_mount(&mounted.id)?)
+    match leave(&mounted.mount, how)? {
+        Daemon::Gone => Ok(store.remove_image_mount(&mounted.id)?),
+        Daemon::Stays => Ok(()),
+    }
+}
+
+/// What has become of a daemon whose mount was taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Daemon {
+    /// All is written, and the upper is at rest.
+    Gone,
+    /// Programs still use what was mounted.
+    Stays,
 }
 
 /// Unmounts what somebody mounted with `plyfs-mountd`, or what a dead daemon of an image left.
@@ -371,16 +392,17 @@ fn umount_unrecorded(target: &Path, how: Unmount) -> Result<()> {
 }
 
 /// Takes a mount away, here or where only its daemon sees it, and waits for the daemon.
-fn leave(mount: &Mount, how: Unmount) -> Result<()> {
+fn leave(mount: &Mount, how: Unmount) -> Result<Daemon> {
     let is_here = table::read()?.iter().any(|here| here.target == mount.target && here.is_ours());
     match is_here {
         true => take_away(&mount.target, how)?,
         false => tell_to_leave(&mount.process)?, // It lies in another mount namespace, as `plyfs unshare` makes them.
     }
-    if how == Unmount::WhenIdle {
-        wait_until_gone(&mount.process, &mount.target);
+    if how == Unmount::Lazily && !gone_within(&mount.process, Some(LAZY_PATIENCE)) {
+        return Ok(Daemon::Stays);
     }
-    Ok(())
+    wait_until_gone(&mount.process, &mount.target);
+    Ok(Daemon::Gone)
 }
 
 fn take_away(target: &Path, how: Unmount) -> Result<()> {

@@ -172,8 +172,14 @@ fn a_mount_in_use_stays_and_names_its_user() {
     assert!(stage.fails(["rm", "red"]).contains("is mounted at"));
     stage.ok(["umount", "--lazy", "red"]);
     assert_eq!(mounts_below(&red), Vec::<PathBuf>::new());
+    assert!(stage.fails(["rm", "red"]).contains("is mounted at"), "its daemon still writes there");
     user.kill().unwrap();
     user.wait().unwrap();
+    let began = Instant::now();
+    while !stage.ok(["ps", "-q"]).is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(10), "it ends with its last user");
+    }
+    stage.ok(["rm", "red"]);
 }
 
 #[test]
@@ -431,9 +437,13 @@ impl Ordinary {
     }
 
     fn run(&self, args: &[&str]) -> Ran {
+        self.run_with_path(&std::env::var("PATH").unwrap(), args)
+    }
+
+    fn run_with_path(&self, path: &str, args: &[&str]) -> Ran {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid", &self.uid, "--regid", &self.gid, "--clear-groups"]).arg(self.dir.path().join("plyfs"));
-        command.args(args).current_dir("/").stdin(Stdio::null());
+        command.args(["--reuid", &self.uid, "--regid", &self.gid, "--clear-groups", "env", &format!("PATH={path}")]);
+        command.arg(self.dir.path().join("plyfs")).args(args).current_dir("/").stdin(Stdio::null());
         command.env("HOME", self.dir.path().join("home")).env_remove("PLYFS_ROOT").env_remove("XDG_DATA_HOME");
         Ran::from(command.output().unwrap())
     }
@@ -537,5 +547,7 @@ fn an_ordinary_user_mounts_in_the_open_through_fusermount3() {
     assert_eq!(user.run(&["ps", "--format", "{{.Names}} {{.Status}}"]).out, "red Mounted\n");
     let ran = user.run(&["umount", text(&mnt)]);
     assert_eq!((ran.code, mounts_below(&home).len()), (0, 0), "{ran:?}");
+    let ran = user.run_with_path("/nowhere", &["mount", "red", text(&mnt)]);
+    assert!(ran.code == 1 && ran.err.contains("run it inside 'plyfs unshare'"), "{ran:?}");
     assert_eq!(user.run(&["rm", "red"]).code, 0);
 }
