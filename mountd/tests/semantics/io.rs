@@ -39,7 +39,7 @@ fn space_is_that_of_the_upper() {
             (seen.f_blocks * seen.f_frsize, seen.f_files, seen.f_namemax),
             (below.f_blocks * below.f_frsize, below.f_files, 255)
         );
-        assert!(seen.f_bavail > 0 && seen.f_ffree > 0);
+        assert!(seen.f_bavail > 0);
     });
 }
 

@@ -331,3 +331,34 @@ fn d_ino_of_a_file_that_was_written_while_it_was_read_is_right_after_a_remount()
         assert_eq!((list(&area.m(""))[0].ino, meta(area.m("f")).ino()), (number, number));
     });
 }
+
+#[test]
+fn writers_that_open_by_name_at_the_same_moment_all_succeed() {
+    each(|area| {
+        area.d_ino_may_differ();
+        for round in 0..10 {
+            file(&area.lower(&format!("f{round}")), 200_000);
+        }
+        area.mount();
+        for round in 0..10 {
+            let path = area.m(&format!("f{round}"));
+            let reader = open(&path);
+            let together = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for writer in 0..4u64 {
+                    let (path, together) = (&path, &together);
+                    scope.spawn(move || {
+                        together.wait();
+                        open_rw(path).write_all_at(b"new", writer * 10).unwrap();
+                    });
+                }
+            });
+            let mut expected = pattern(200_000);
+            for writer in 0..4 {
+                expected[writer * 10..writer * 10 + 3].copy_from_slice(b"new");
+            }
+            assert!(std::fs::read(&path).unwrap() == expected);
+            drop(reader);
+        }
+    });
+}
