@@ -9,7 +9,7 @@ set -euo pipefail
 plyfs=$(readlink -f "$1") layout=$(readlink -f "$2")
 here=$(dirname "$(readlink -f "$0")")
 user=plyfs-e2e
-scratch=$(mktemp -d /var/tmp/plyfs-e2e.XXXXXX)
+[[ ${3-} == in-namespace ]] || scratch=$(mktemp -d /var/tmp/plyfs-e2e.XXXXXX)
 passed=0
 ok() { passed=$((passed + 1)); printf 'ok    %s\n' "$*"; }
 fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
