@@ -307,6 +307,8 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
         if self.child(dir, name)?.is_some() && matches!(kind, Kind::Device(..)) {
             return Err(Errno::EEXIST.into());
         }
+        // mkdir(2) takes permission bits and the sticky bit alone.
+        let perm = if *kind == Kind::Dir { perm & 0o1777 } else { perm };
         let attr = self.overlay.make(dir, checked(name)?, perm, caller, what)?;
         self.told(dir, name, &attr)?;
         Ok(Got::Attr(seen(&attr)))

@@ -12,6 +12,7 @@ pub mod dirs;
 pub mod in_memory;
 pub mod kernel;
 pub mod memory;
+pub mod mounted;
 pub mod on_disk;
 pub mod op;
 pub mod random;

@@ -208,7 +208,11 @@ pub fn tree(form: Form, stack: &Stack) -> Tree {
     tree_of(&open(&layers), new_root())
 }
 
-fn open(layers: &[PathBuf]) -> Scanned {
+/// Opens plain directories as a lower.
+///
+/// # Panics
+/// If they cannot be used.
+pub fn open(layers: &[PathBuf]) -> Scanned {
     let options = scanned::Options { whiteouts: scanned::Whiteouts::All, override_stat: false };
     Scanned::open(layers, options).expect("the layers open")
 }

@@ -489,7 +489,7 @@ impl Tree {
         let (body, perm) = match kind {
             Kind::File => (Body::File(Vec::new()), masked),
             Kind::Dir => {
-                (Body::Dir { parent: dir, entries: BTreeMap::new() }, masked | if inherits { 0o2000 } else { 0 })
+                (Body::Dir { parent: dir, entries: BTreeMap::new() }, (masked & 0o1777) | if inherits { 0o2000 } else { 0 })
             }
             Kind::Symlink(target) => (Body::Symlink(target.0.clone()), 0o777),
             Kind::Device(kind, dev) => (Body::Device(*kind, *dev), masked),

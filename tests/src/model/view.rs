@@ -162,6 +162,29 @@ fn agree_content(inode: &Inode, found: &Found) -> Result<(), String> {
     Ok(())
 }
 
+/// Says how two views of one tree through different mounts differ; numbers, link counts and times of access are each mount's own.
+///
+/// # Errors
+/// In words, with the path.
+pub fn same(one: &View, other: &View) -> Result<(), String> {
+    for (path, found) in one {
+        let Some(twin) = other.get(path) else { return Err(format!("{path:?}: missing in the other")) };
+        let blind = |found: &Found| {
+            let size = if found.seen.kind == FileType::Dir { 0 } else { found.seen.size };
+            let seen = Seen { ino: 0, node: None, nlink: 0, atime: Time::default(), size, ..found.seen };
+            Found { seen, entry: None, ..found.clone() }
+        };
+        let (found, twin) = (blind(found), blind(twin));
+        if found != twin {
+            return Err(format!("{path:?}: {found:?} in one, {twin:?} in the other"));
+        }
+    }
+    match other.keys().find(|path| !one.contains_key(*path)) {
+        Some(path) => Err(format!("{path:?}: only in the other")),
+        None => Ok(()),
+    }
+}
+
 /// The numbers that inodes were seen with: they never change while the inode lives, and no two inodes share one.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
