@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use mountd::mount::{Unmount, unmount};
 
 /// The longest that a test may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// What a test tells: done, or why it cannot run here.
 type Outcome = Result<(), String>;
