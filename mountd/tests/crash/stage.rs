@@ -104,7 +104,7 @@ impl Stage {
 
     /// Unmounts, and leaves the daemon to its work.
     pub(crate) fn unmount_only(&self) {
-        unmount(&self.path("mount"), Unmount::WhenIdle).unwrap();
+        unmount_soon(&self.path("mount"));
     }
 
     /// Unmounts and waits until the daemon has left.
@@ -151,11 +151,8 @@ impl Stage {
     }
 
     fn unmount_disk(&self) {
+        unmount_soon(&self.path("disk"));
         let start = Instant::now();
-        while let Err(error) = unmount(&self.path("disk"), Unmount::WhenIdle) {
-            assert!(start.elapsed() < Duration::from_secs(30), "{error}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
         // A mount namespace that somebody made meanwhile holds the filesystem for as long as it lives.
         while !self.loop_device().is_empty() {
             assert!(start.elapsed() < Duration::from_secs(30), "the disk stays in use: {}", self.loop_device());
@@ -181,7 +178,7 @@ impl Stage {
     }
 
     pub(crate) fn unmount_kernel(&self) {
-        unmount(&self.path("kernel"), Unmount::WhenIdle).unwrap();
+        unmount_soon(&self.path("kernel"));
     }
 
     /// The end of the daemon's log.
@@ -203,6 +200,15 @@ impl Drop for Stage {
                 }
             }
         }
+    }
+}
+
+/// Unmounts; somebody else may be looking at a mount for a moment.
+fn unmount_soon(target: &Path) {
+    let start = Instant::now();
+    while let Err(error) = unmount(target, Unmount::WhenIdle) {
+        assert!(start.elapsed() < Duration::from_secs(30), "{error}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
