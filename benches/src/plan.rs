@@ -191,6 +191,19 @@ pub enum Input {
     Dirs(Vec<PathBuf>),
 }
 
+impl Input {
+    /// Returns what reports call it.
+    pub(crate) fn label(&self) -> String {
+        match self {
+            Input::Generated => "a generated image".into(),
+            Input::Loaded(name) => name.clone(),
+            // The directory is the reader's business no more than ours.
+            Input::Source(text) => text.rsplit_once('/').map_or(&text[..], |(_, last)| last).to_string(),
+            Input::Dirs(dirs) => format!("{} directories", dirs.len()),
+        }
+    }
+}
+
 /// What is to be measured.
 #[derive(Clone, Debug)]
 pub struct Plan {

@@ -69,6 +69,7 @@ fn run_with(plan: &Plan, sizes: Sizes, caches: Caches, watch: &dyn Watch) -> Res
     let sections = run.play()?;
     let image = match run.ready.get(&Kind::Image) {
         Some(Some(ready)) => format!("{} ({} layers)", ready.stack.name, ready.stack.depth),
+        _ if plan.groups.contains(&Group::Store) => plan.inputs.iter().map(Input::label).collect::<Vec<_>>().join(", "),
         _ => "generated stacks".to_string(),
     };
     Ok(Report {

@@ -71,7 +71,7 @@ pub(crate) fn deep(dir: &Path, layers: u32, files: u32) -> Result<()> {
         interrupt::check()?;
         layout.layer(Packing::Plain, |out| {
             let mut tar = Tar::new(out);
-            for file in (0..files).filter(|file| file / DEEP_DIRS % layers == layer) {
+            for file in (0..files).filter(|file| deep_layer(*file, layers) == layer) {
                 let parent = format!("tree/dir{:03}", file % DEEP_DIRS);
                 tar.parents(&parent)?;
                 tar.file(&format!("{parent}/file{file}"), 1000, file.into())?;
@@ -80,6 +80,11 @@ pub(crate) fn deep(dir: &Path, layers: u32, files: u32) -> Result<()> {
         })?;
     }
     layout.finish("deep", None)
+}
+
+/// Spreads files over layers: those of one directory over as many as there are files in it, all directories over all layers.
+fn deep_layer(file: u32, layers: u32) -> u32 {
+    (file / DEEP_DIRS + file % DEEP_DIRS * 37) % layers
 }
 
 /// Writes the layout of one layer of what is expensive to change: a large file, many small ones, a directory with many entries.

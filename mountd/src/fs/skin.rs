@@ -135,14 +135,7 @@ where
         }
     }
 
-    fn setattr(
-        self: &Arc<Self>,
-        ino: Ino,
-        set: &SetAttr,
-        size: Option<u64>,
-        by: By,
-        by_handle: bool,
-    ) -> Result<Attr> {
+    fn setattr(self: &Arc<Self>, ino: Ino, set: &SetAttr, size: Option<u64>, by: By, by_handle: bool) -> Result<Attr> {
         if size.is_some() && !by_handle && self.pass.reads_lower(ino) {
             let access = if size == Some(0) { Access::Truncate } else { Access::Write };
             let errno = self.take_other_node(ino, access, by);

@@ -67,7 +67,6 @@ pub(crate) fn is_root(test: &str) -> bool {
 
 /// One test's directories and mounts.
 pub(crate) struct Area {
-    dir: tempfile::TempDir,
     way: Way,
     daemon: RefCell<Option<Daemon>>,
     others: RefCell<Vec<Daemon>>,
@@ -77,6 +76,8 @@ pub(crate) struct Area {
     skip_kernel: Cell<bool>,
     odd_d_ino: Cell<bool>,
     options: RefCell<String>,
+    /// Behind the daemons: it is removed when nothing is mounted in it any more.
+    dir: tempfile::TempDir,
 }
 
 struct Daemon {

@@ -481,6 +481,9 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
     fn next_entries(&mut self, handle: Handle, count: usize) -> Answer {
         let Some(dir) = self.dirs.get(&handle) else { return Err(Errno::EBADF.into()) };
         let (ino, mut after, detail) = (dir.ino, dir.after, dir.detail);
+        if self.overlay.getattr(ino)?.stat.nlink == 0 {
+            return Err(Errno::ENOENT.into());
+        }
         let (mut entries, mut more) = (Vec::new(), false);
         self.overlay.read_dir(ino, after, detail, |entry| {
             if entries.len() >= count {
@@ -665,7 +668,7 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
             }
             _ => Vec::new(),
         };
-        Ok(Found { seen: seen(attr), data, xattrs: self.xattrs(id)?, entry })
+        Ok(Found { seen: seen(attr), data, xattrs: self.xattrs(id)?, entry, numbered: true })
     }
 
     fn xattrs(&self, id: Ino) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {

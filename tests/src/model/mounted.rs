@@ -15,8 +15,8 @@ use mountd::mount::{Unmount, unmount};
 use overlay::upper::{Seek, SetXattr};
 use overlay::{Access, Caller, Errno, RenameFlags};
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType as RawType, Gid, Mode, OFlags, RawDir, RenameFlags as RawFlags, SeekFrom, Timespec,
-    Timestamps, Uid, XattrFlags,
+    AtFlags, CWD, FallocateFlags, FileType as RawType, Gid, Mode, OFlags, RawDir, RenameFlags as RawFlags, SeekFrom,
+    Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno as Raw;
 use rustix::mount::MountFlags;
@@ -217,7 +217,8 @@ impl Mounted {
             Op::Create(handle, path, perm, caller) => {
                 let (dir, last) = self.walk(path)?;
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = masked(*caller, || rustix::fs::openat(&dir, last, flags, Mode::from_raw_mode((*perm).into())))?;
+                let fd =
+                    masked(*caller, || rustix::fs::openat(&dir, last, flags, Mode::from_raw_mode((*perm).into())))?;
                 self.files.insert(*handle, fd);
                 self.stat_file(*handle)
             }
@@ -316,7 +317,9 @@ impl Mounted {
         let (dir, last) = self.walk(path)?;
         match op {
             Op::Chmod(..) if kind == FileType::Symlink => return Err(Errno::EOPNOTSUPP.into()),
-            Op::Chmod(_, perm) => rustix::fs::chmodat(&dir, last, Mode::from_raw_mode((*perm).into()), AtFlags::empty()),
+            Op::Chmod(_, perm) => {
+                rustix::fs::chmodat(&dir, last, Mode::from_raw_mode((*perm).into()), AtFlags::empty())
+            }
             Op::Chown(_, uid, gid) => {
                 let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
                 rustix::fs::chownat(&dir, last, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
@@ -524,6 +527,10 @@ pub fn look_at(top: &FsPath, ghosts: Ghosts) -> Result<View, String> {
     Ok(view)
 }
 
+fn is_spare(ino: u64) -> bool {
+    ino & (overlay::BORN | overlay::SPARE) == overlay::SPARE
+}
+
 fn entries(dir: &FsPath) -> rustix::io::Result<Vec<(Vec<u8>, u64, FileType)>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(dir, flags, Mode::empty())?;
@@ -566,7 +573,7 @@ fn found(path: &FsPath, entry: Option<(u64, FileType)>) -> rustix::io::Result<Fo
     let mut xattrs = dirs::xattrs(path).map_err(io)?;
     // Ours, which the kernel's overlayfs takes for a program's.
     xattrs.retain(|name, _| !name.starts_with(b"trusted.plyfs."));
-    Ok(Found { seen, data, xattrs, entry })
+    Ok(Found { seen, data, xattrs, entry, numbered: true })
 }
 
 impl Subject for Mounted {
@@ -590,7 +597,14 @@ impl Subject for Mounted {
     }
 
     fn view(&mut self) -> Result<View, String> {
-        look_at(&self.place.target, Ghosts::Refuse)
+        let mut view = look_at(&self.place.target, Ghosts::Refuse)?;
+        // Where the kernel still holds a removed inode of the same number, another stands for it, and programs can see that:
+        // in listings with attributes, and after a create, until the inode is asked for.
+        view.values_mut().for_each(|found| {
+            found.entry = found.entry.filter(|(ino, _)| !is_spare(*ino) && !is_spare(found.seen.ino));
+            found.numbered = !is_spare(found.seen.ino);
+        });
+        Ok(view)
     }
 
     fn scope(&self) -> Scope {

@@ -488,9 +488,10 @@ impl Tree {
         let masked = perm & !(caller.umask as u16);
         let (body, perm) = match kind {
             Kind::File => (Body::File(Vec::new()), masked),
-            Kind::Dir => {
-                (Body::Dir { parent: dir, entries: BTreeMap::new() }, (masked & 0o1777) | if inherits { 0o2000 } else { 0 })
-            }
+            Kind::Dir => (
+                Body::Dir { parent: dir, entries: BTreeMap::new() },
+                (masked & 0o1777) | if inherits { 0o2000 } else { 0 },
+            ),
             Kind::Symlink(target) => (Body::Symlink(target.0.clone()), 0o777),
             Kind::Device(kind, dev) => (Body::Device(*kind, *dev), masked),
             Kind::Special(kind) => (Body::Special(*kind), masked),
@@ -764,7 +765,11 @@ impl Tree {
                 self.streams.insert(*handle, self.stream(id));
                 Ok(Expected::Done)
             }
-            Op::DirNext(handle, _) if self.streams.contains_key(handle) => Ok(Expected::Entries(*handle)),
+            Op::DirNext(handle, _) if self.streams.contains_key(handle) => {
+                // A removed directory is not read any more, whatever the filesystem (iterate_dir in the kernel).
+                let there = self.inode(self.streams[handle].id).names > 0;
+                if there { Ok(Expected::Entries(*handle)) } else { Err(Errno::ENOENT) }
+            }
             Op::DirRewind(handle) if self.streams.contains_key(handle) => {
                 let fresh = self.stream(self.streams[handle].id);
                 self.streams.insert(*handle, fresh);

@@ -36,6 +36,8 @@ pub struct Found {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Number and kind from the directory.
     pub entry: Option<(u64, FileType)>,
+    /// The number is the inode's own.
+    pub numbered: bool,
 }
 
 /// All names.
@@ -172,7 +174,7 @@ pub fn same(one: &View, other: &View) -> Result<(), String> {
         let blind = |found: &Found| {
             let size = if found.seen.kind == FileType::Dir { 0 } else { found.seen.size };
             let seen = Seen { ino: 0, node: None, nlink: 0, atime: Time::default(), size, ..found.seen };
-            Found { seen, entry: None, ..found.clone() }
+            Found { seen, entry: None, numbered: true, ..found.clone() }
         };
         let (found, twin) = (blind(found), blind(twin));
         if found != twin {
@@ -202,7 +204,7 @@ impl Identity {
         self.inos.retain(|id, _| living.contains(id));
         let (mut owners, mut nodes) = (HashMap::new(), HashMap::new());
         for (path, id) in &paths {
-            let Some(found) = view.get(path) else { continue };
+            let Some(found) = view.get(path).filter(|found| found.numbered) else { continue };
             let ino = found.seen.ino;
             let known = *self.inos.entry(*id).or_insert(ino);
             if known != ino {
