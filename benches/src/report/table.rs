@@ -96,11 +96,11 @@ mod tests {
         assert_eq!(
             lines[head..head + 5],
             [
-                "META: some group          overlayfs             plyfs             plain   noise   n",
-                "tree walk, cold       320 ms            405 ms  1.27x                 -     ±6%   2",
-                "                       300ms..340ms      400ms..410ms",
-                "  disk <it> takes    954 MiB               0 B<0.001x    954 MiB ~1.00x     ±0%   1",
-                "                     954MiB..954MiB            0B..0B    954MiB..954MiB",
+                "META: some group           overlayfs              plyfs              plain   noise   n",
+                "tree walk, cold       320 ms             405 ms   1.27x                  -     ±6%   2",
+                "                        300ms..340ms       400ms..410ms",
+                "  disk <it> takes    954 MiB                0 B <0.001x    954 MiB  ~1.00x     ±0%   1",
+                "                      954MiB..954MiB             0B..0B     954MiB..954MiB",
             ],
             "{text}"
         );
