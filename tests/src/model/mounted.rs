@@ -49,10 +49,16 @@ pub struct Place {
     pub target: PathBuf,
 }
 
+impl Place {
+    fn log(&self) -> PathBuf {
+        self.target.with_extension("log")
+    }
+}
+
 /// A mount, taken away when it is dropped.
 struct Mount {
     target: PathBuf,
-    daemon: Option<mountd::Mounted>,
+    daemon: Option<(mountd::Mounted, PathBuf)>,
 }
 
 impl Mount {
@@ -68,10 +74,12 @@ impl Mount {
                     "-o".into(),
                     mountd::options::spell("workdir", &place.work),
                 ];
+                let log = place.log();
+                words.extend(["-o".into(), mountd::options::spell("plyfs.log", &log)]);
                 words.extend(options.iter().flat_map(|option| ["-o".into(), option.clone()]));
                 words.push(target.clone().into());
                 let daemon = mountd::spawn(FsPath::new("/proc/self/exe"), &words).map_err(|error| error.to_string())?;
-                Ok(Mount { target, daemon: Some(daemon) })
+                Ok(Mount { target, daemon: Some((daemon, log)) })
             }
             Server::Kernel(options) => {
                 let layers: Vec<_> = place.layers.iter().map(|layer| layer.display().to_string()).collect();
@@ -92,10 +100,13 @@ impl Mount {
     /// Unmounts in order, and waits until the upper is at rest.
     fn end(mut self) -> Result<(), String> {
         unmount(&self.target, Unmount::WhenIdle).map_err(|error| error.to_string())?;
-        match self.daemon.take().map(mountd::Mounted::wait) {
-            None => Ok(()),
-            Some(Ok(status)) if status.success() => Ok(()),
-            Some(ended) => Err(format!("the daemon ended with {ended:?}")),
+        let Some((daemon, log)) = self.daemon.take() else { return Ok(()) };
+        match daemon.wait() {
+            Ok(status) if status.success() => Ok(()),
+            ended => {
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                Err(format!("the daemon ended with {ended:?}, and said:\n{said}"))
+            }
         }
     }
 }
@@ -104,7 +115,7 @@ impl Drop for Mount {
     fn drop(&mut self) {
         // After `end` there is nothing left to take away.
         unmount(&self.target, Unmount::Lazily).ok();
-        if let Some(daemon) = self.daemon.take() {
+        if let Some((daemon, _)) = self.daemon.take() {
             if let Some(pid) = rustix::process::Pid::from_raw(daemon.pid().cast_signed()) {
                 rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
             }
@@ -286,7 +297,12 @@ impl Mounted {
                 Ok(Got::Done)
             }
             Op::DirOpen(..) | Op::DirNext(..) | Op::DirRewind(_) | Op::MkdirAt(..) | Op::DirClose(_) => self.dir_op(op),
-            Op::Forget(_) => Ok(Got::Done),
+            Op::Forget(_) => {
+                // The kernel shrinks its cache of names when a filesystem is remounted (reconfigure_super).
+                let flags = MountFlags::NOSUID | MountFlags::NODEV;
+                rustix::mount::mount_remount(&self.place.target, flags, "").map_err(failed)?;
+                Ok(Got::Done)
+            }
             Op::Remount | Op::Rest => Err(Errno::EINVAL.into()),
             _ => self.file_op(op),
         }
