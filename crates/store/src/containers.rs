@@ -121,10 +121,10 @@ impl Store {
     /// gone.
     pub fn create_container(&self, image: &Image, name: Option<&str>) -> Result<Container> {
         let _store = Lock::shared(&self.layout().lock())?;
+        let lower = self.lower(image)?;
+        let _records = Lock::exclusive(&self.layout().records_lock())?;
         // Once more under the lock: from here on no removal can come between.
         let image = self.image_by_id(image.id)?;
-        let lower = self.lower(&image)?;
-        let _records = Lock::exclusive(&self.layout().records_lock())?;
         let others = self.containers()?;
         let id = disk::random_id()?;
         let name = match name {
@@ -221,6 +221,11 @@ impl Store {
         if let Some(mount) = container.mount.as_ref().filter(|mount| mount.is_live()) {
             return Err(Error::InUse(mounted(&container.name, mount)));
         }
+        if let Some(lease) = self.leases()?.into_iter().find(|lease| lease.container.as_ref() == Some(&container.id)) {
+            let why =
+                format!("container {} is in use by a running '{}'; wait until it is done", container.name, lease.doing);
+            return Err(Error::InUse(why));
+        }
         let (dir, trash) = (self.layout().containers().join(&container.id), self.layout().trash().join(&container.id));
         fs::rename(&dir, &trash).map_err(Error::at("remove", &dir))?;
         disk::sync_dir(&self.layout().containers())?;
@@ -235,6 +240,7 @@ impl Store {
     /// [`Error::NotFound`] for an image that is gone.
     pub fn add_image_mount(&self, image: &Image, mount: Mount) -> Result<ImageMount> {
         let _store = Lock::shared(&self.layout().lock())?;
+        let _records = Lock::exclusive(&self.layout().records_lock())?;
         let image = self.image_by_id(image.id)?;
         let added = ImageMount { id: disk::random_id()?, image: image.id, diff_ids: image.diff_ids, mount };
         self.write_image_mount(&added)?;

@@ -1,6 +1,6 @@
 //! Garbage: what no image, container or mount leads to is deleted.
 //!
-//! Marked are the layers of all images, containers and live mounts, the objects that those layers' indexes and skeletons name, and
+//! Marked are the layers of all images, containers, live mounts and leases, the objects that those layers' indexes and skeletons name, and
 //! the folded indexes of their stacks. What is not marked is renamed into `trash/` under the exclusive lock, and deleted.
 
 use std::collections::HashSet;
@@ -101,6 +101,9 @@ pub(crate) fn collect(store: &Store, scope: Scope<'_>) -> Result<Collected> {
     }
     sweep.objects(&objects)?;
     sweep.dead_mounts()?;
+    for path in store.dead_leases()? {
+        sweep.condemn(&path)?;
+    }
     sweep.finish()
 }
 
@@ -124,6 +127,10 @@ fn mark(store: &Store) -> Result<Marked> {
     for mount in store.image_mounts()? {
         configs.insert(mount.image.0);
         stacks.push(mount.diff_ids);
+    }
+    for lease in store.leases()? {
+        let ids = lease.layers.iter().filter_map(|id| id.parse().ok().map(DiffId));
+        stacks.push(ids.collect());
     }
     let chains = stacks.iter().filter_map(|stack| ChainId::of(stack)).collect();
     Ok(Marked { layers: stacks.into_iter().flatten().collect(), chains, configs })

@@ -172,12 +172,11 @@ impl Store {
 
     /// Removes a name, and with its last name the image, its manifests, and the layers that nothing else uses.
     ///
-    /// By ID, an image with several names is removed only with [`Removal::Force`].
+    /// Layers go at once unless another process works in the store; then they go with the next removal. By ID, an image with several names is removed only with [`Removal::Force`].
     /// # Errors
     /// [`Error::NotFound`]; [`Error::InUse`] naming the container or mount that uses it.
     pub fn remove_image(&self, text: &str, removal: Removal) -> Result<Removed> {
-        // Exclusive first: a load that is under way must find what it reuses.
-        let _store = Lock::exclusive(&self.layout().lock())?;
+        let store = Lock::shared(&self.layout().lock())?;
         let records = Lock::exclusive(&self.layout().records_lock())?;
         let catalogue = Catalogue::read(self)?;
         let found = catalogue.find(text)?;
@@ -208,9 +207,12 @@ impl Store {
             fs::remove_file(&path).map_err(Error::at("delete", &path))?;
         }
         disk::sync_dir(&self.layout().manifests())?;
-        drop(records);
+        drop((records, store));
         removed.image = Some(id);
-        removed.deleted = gc::collect(self, gc::Scope::All)?.layers;
+        // A load that is under way must find what it reuses; a removal does not wait for it.
+        if let Some(_store) = Lock::try_exclusive(&self.layout().lock())? {
+            removed.deleted = gc::collect(self, gc::Scope::All)?.layers;
+        }
         Ok(removed)
     }
 

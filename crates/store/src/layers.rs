@@ -1,22 +1,17 @@
 //! Layers: what lies in `layers/<diffID>`, and the folded index of a stack of them.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use layer::index::{Index, IndexKind};
 use layer::{ChainId, DiffId, Digest};
-use sha2::{Digest as _, Sha256};
 
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::images::Image;
 use crate::layout::{BODIES, INDEX, SKELETON};
 use crate::lock::Lock;
-use crate::skeleton::{self, BodySource, Piece, SkeletonReader};
+use crate::skeleton;
 use crate::store::Store;
-use crate::tape::Segment;
 
 /// Where a daemon finds an image's merged tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,83 +111,8 @@ impl Store {
         let summary = skeleton::summary(&self.layout().layer(layer).join(SKELETON))?;
         summary.map(|summary| summary.size).ok_or_else(|| no_layer(layer))
     }
-
-    /// Writes a layer's tar stream, bit for bit as it came.
-    ///
-    /// # Errors
-    /// The disk, the writer; a layer that is missing or corrupt: then what was written is not the layer.
-    pub fn layer_tar(&self, layer: &DiffId, writer: &mut dyn Write) -> Result<()> {
-        let dir = self.layout().layer(layer);
-        if !dir.is_dir() {
-            return Err(no_layer(layer));
-        }
-        let path = dir.join(BODIES);
-        let bodies = File::open(&path).map_err(Error::at("open", &path))?;
-        let mut skeleton = SkeletonReader::open(&dir.join(SKELETON))?;
-        let mut out = Hashed { writer, hash: Sha256::new() };
-        let mut buffer = vec![0; 256 << 10];
-        while let Some(piece) = skeleton.next_piece()? {
-            match piece {
-                Piece::Raw(bytes) => out.write(&bytes)?,
-                Piece::Body { source: BodySource::Inline { offset, len }, segments } => {
-                    copy(&bodies, offset, len, &segments, &mut buffer, &mut out)
-                        .map_err(|e| e.within(path.display()))?;
-                }
-                Piece::Body { source: BodySource::Object { digest, len }, segments } => {
-                    let path = self.layout().object(&digest);
-                    let object = File::open(&path).map_err(Error::at("open", &path))?;
-                    copy(&object, 0, len, &segments, &mut buffer, &mut out).map_err(|e| e.within(path.display()))?;
-                }
-            }
-        }
-        match Digest::from_bytes(out.hash.finalize().into()) == layer.0 {
-            true => Ok(()),
-            false => Err(Error::corrupt(
-                format!("layer {layer}"),
-                "its content has changed; move it away and load an image that has it again",
-            )),
-        }
-    }
 }
 
-struct Hashed<'a> {
-    writer: &'a mut dyn Write,
-    hash: Sha256,
-}
-
-impl Hashed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hash.update(bytes);
-        self.writer.write_all(bytes).map_err(|cause| Error::io("write a layer's tar", cause))
-    }
-}
-
-/// Writes those parts of a content that travelled.
-fn copy(
-    file: &File,
-    start: u64,
-    len: u64,
-    segments: &[Segment],
-    buffer: &mut [u8],
-    out: &mut Hashed<'_>,
-) -> Result<()> {
-    let whole = [Segment { offset: 0, len }];
-    for segment in if segments.is_empty() { &whole } else { segments } {
-        let (mut at, mut left) = (start.saturating_add(segment.offset), segment.len);
-        while left > 0 {
-            let part = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            file.read_exact_at(&mut buffer[..part], at).map_err(|cause| match cause.kind() {
-                io::ErrorKind::UnexpectedEof => Error::corrupt("content", "it ends too early"),
-                _ => Error::io("read", cause),
-            })?;
-            out.write(&buffer[..part])?;
-            at += part as u64;
-            left -= part as u64;
-        }
-    }
-    Ok(())
-}
-
-fn no_layer(layer: &DiffId) -> Error {
+pub(crate) fn no_layer(layer: &DiffId) -> Error {
     Error::NotFound(format!("layer {layer} is not in the store; load its image again"))
 }

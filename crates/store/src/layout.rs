@@ -8,7 +8,7 @@ use layer::{ChainId, DiffId, Digest};
 pub(crate) const VERSION: &str = "plyfs store 1\n";
 
 /// The directories that a store has, parents first.
-const DIRECTORIES: [&str; 11] = [
+const DIRECTORIES: [&str; 12] = [
     "objects",
     "layers",
     "folded",
@@ -18,6 +18,7 @@ const DIRECTORIES: [&str; 11] = [
     "images/refs",
     "containers",
     "mounts",
+    "leases",
     "ingest",
     "trash",
 ];
@@ -98,6 +99,10 @@ impl Layout {
 
     pub(crate) fn mounts(&self) -> PathBuf {
         self.root.join("mounts")
+    }
+
+    pub(crate) fn leases(&self) -> PathBuf {
+        self.root.join("leases")
     }
 
     pub(crate) fn ingest(&self) -> PathBuf {

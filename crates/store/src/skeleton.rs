@@ -132,6 +132,12 @@ pub(crate) struct SkeletonReader {
     what: String,
 }
 
+impl std::fmt::Debug for SkeletonReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SkeletonReader").field("what", &self.what).finish_non_exhaustive()
+    }
+}
+
 /// Reads what a skeleton says of its tar; `None` if there is no such file.
 pub(crate) fn summary(path: &Path) -> Result<Option<Summary>> {
     let file = match File::open(path) {
