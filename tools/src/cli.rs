@@ -41,6 +41,7 @@ Images:
   rmi         Remove images                                  (also: image rm)
 
 Containers:
+  run         Run a command in a new container, by crun or runc (also: container run)
   create      Make a container: an image with a writable layer of its own
   ps          List containers                                (also: container ls)
   diff        Show what a container changed                  (A added, C changed, D deleted)
@@ -50,6 +51,7 @@ Containers:
 Mounts:
   mount       Mount a container read-write, or an image read-only
   umount      Unmount, and wait until all is written
+  bundle      Mount as a bundle for an OCI runtime: rootfs and config.json
   unshare     Run a command where an ordinary user may mount
 
 System:
@@ -87,6 +89,11 @@ pub(crate) enum Command {
     Tag(TagArgs),
     /// Remove images
     Rmi(RmiArgs),
+    /// Run a command in a new container, by crun or runc
+    ///
+    /// Makes a container, mounts it, and has an OCI runtime run the image's command, or yours. Passes signals on, ends with the
+    /// command's exit status, and takes away everything but the container, and with --rm that too. Works as an ordinary user.
+    Run(RunArgs),
     /// Make a container: an image with a writable layer of its own
     Create(CreateArgs),
     /// List containers
@@ -104,6 +111,11 @@ pub(crate) enum Command {
     /// Unmount, and wait until all is written
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// Mount as a bundle for an OCI runtime: rootfs and config.json
+    ///
+    /// A container is mounted read-write, an image read-only. Then 'crun run --bundle DIR NAME' runs it; end it with
+    /// 'plyfs umount DIR/rootfs'.
+    Bundle(BundleArgs),
     /// Run a command where an ordinary user may mount
     ///
     /// The command (by default a shell) runs as root of its own user and mount namespace. It sees the mounts made in it;
@@ -163,6 +175,8 @@ pub(crate) enum ContainerCommand {
     /// List containers
     #[command(visible_aliases = ["list", "ps"])]
     Ls(PsArgs),
+    /// Run a command in a new container
+    Run(RunArgs),
     /// Make a container
     Create(CreateArgs),
     /// Show all that is known of a container
@@ -318,6 +332,76 @@ pub(crate) struct CreateArgs {
     /// The container's name [default: two words chosen at random]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Remove the container and what it wrote when it ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// The container's name [default: two words chosen at random]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Set a variable; NAME alone passes yours on
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Show a directory or file of the host in the container
+    #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
+    pub(crate) volumes: Vec<String>,
+    /// The working directory inside
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// The user inside, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Take this program instead of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// Show the root read-only
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// The network: the loopback device alone, or what the host has
+    #[arg(long = "net", visible_alias = "network", value_name = "NETWORK", default_value = "none")]
+    pub(crate) network: Network,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// The OCI runtime, by name or path [default: crun, else runc]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) runtime: Option<String>,
+    /// The image, by name or ID
+    pub(crate) image: String,
+    /// The command and its arguments [default: the image's]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// What a container sees of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// The loopback device alone.
+    None,
+    /// What the host has.
+    Host,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BundleArgs {
+    /// What to mount: a container (read-write) or an image (read-only), by name or ID
+    #[arg(value_name = "CONTAINER|IMAGE")]
+    pub(crate) name: String,
+    /// The bundle's directory; made if it is not there
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Mount options for the daemon, separated by commas
+    #[arg(short, long = "options", value_name = "OPTIONS")]
+    pub(crate) options: Vec<OsString>,
+    /// The command and its arguments [default: the image's]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 
 mod about;
 mod bench;
+mod bundle;
 mod cli;
 mod containers;
 mod explain;
@@ -54,6 +55,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Quickstart(args) => return quickstart::run(root, &args).map(|()| ExitCode::SUCCESS),
         Command::Unshare(args) => return mounts::unshare(&root, &args),
+        Command::Run(args) | Command::Container(ContainerCommand::Run(args)) => {
+            return bundle::run::run(&root, &args);
+        }
         Command::Sample(args) => sample::write(&args, out)?,
         Command::Bench(args) => return bench::run(&root, &args, out),
         Command::Version(args) => about::version(&args, out)?,
@@ -90,6 +94,7 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         Command::Mount(args) => mounts::mount(store, &args, None, out)?,
         Command::Image(ImageCommand::Mount(args)) => mounts::mount(store, &args, Some(Kind::Image), out)?,
         Command::Container(ContainerCommand::Mount(args)) => mounts::mount(store, &args, Some(Kind::Container), out)?,
+        Command::Bundle(args) => bundle::bundle(store, &args, out)?,
         Command::Umount(args)
         | Command::Image(ImageCommand::Umount(args))
         | Command::Container(ContainerCommand::Umount(args)) => return mounts::umount(store, &args),
@@ -98,6 +103,8 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         Command::Quickstart(_)
         | Command::Sample(_)
         | Command::Unshare(_)
+        | Command::Run(_)
+        | Command::Container(ContainerCommand::Run(_))
         | Command::Bench(_)
         | Command::Version(_)
         | Command::Info(_)

@@ -356,6 +356,15 @@ pub(crate) fn end(store: &Store, container: &Container) -> Result<()> {
     Ok(())
 }
 
+/// Ends what was mounted on `target` just now.
+pub(crate) fn leave_target(store: &Store, target: &Path) -> Result<()> {
+    match recorded(store, target)? {
+        Recorded::Container(container) => end(store, &container),
+        Recorded::Image(mounted) => end_image(store, &mounted),
+        Recorded::Nowhere(target) => take_away(&target, Unmount::Lazily),
+    }
+}
+
 /// Ends a read-only mount whoever uses it.
 pub(crate) fn end_image(store: &Store, mounted: &ImageMount) -> Result<()> {
     tell_to_leave(&mounted.mount.process)?;
@@ -491,7 +500,7 @@ fn settle(store: &Store, targets: &[PathBuf]) -> Result<()> {
 }
 
 /// Ends as the command ended: with its code, or with 128 and the signal's number, as shells tell it.
-fn code_of(status: ExitStatus) -> ExitCode {
+pub(crate) fn code_of(status: ExitStatus) -> ExitCode {
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
     ExitCode::from(u8::try_from(code).unwrap_or(1))
