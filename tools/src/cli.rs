@@ -34,6 +34,7 @@ Start here:
 
 Images:
   load        Load images from an OCI layout or an archive
+  save        Write images as an archive                     (plyfs save redis | docker load)
   images      List images                                    (also: image ls)
   inspect     Show all that is known of an image or a container
   history     Show the steps that made an image
@@ -45,6 +46,8 @@ Containers:
   create      Make a container: an image with a writable layer of its own
   ps          List containers                                (also: container ls)
   diff        Show what a container changed                  (A added, C changed, D deleted)
+  commit      Make an image of a container                   (one more layer: what it changed)
+  export      Write a container's whole tree as a tar
   explain     Show which layer a path comes from, and why
   rm          Remove containers                              (also: container rm)
 
@@ -79,6 +82,8 @@ pub(crate) enum Command {
     Sample(SampleArgs),
     /// Load images from an OCI layout or an archive
     Load(LoadArgs),
+    /// Write images as an archive, which plyfs, docker, podman and skopeo read
+    Save(SaveArgs),
     /// List images
     Images(ImagesArgs),
     /// Show all that is known of an image or a container
@@ -100,6 +105,12 @@ pub(crate) enum Command {
     Ps(PsArgs),
     /// Show what a container changed: A added, C changed, D deleted
     Diff(DiffArgs),
+    /// Make an image of a container: its image with one more layer, which holds what the container changed
+    ///
+    /// A mounted container is taken as it is at that moment. Prints the new image's ID.
+    Commit(CommitArgs),
+    /// Write a container's whole tree as a tar, as programs in it see it
+    Export(ExportArgs),
     /// Show which layer a path comes from, and which whiteouts, opaque directories and moves were met
     Explain(ExplainArgs),
     /// Remove containers and what they wrote
@@ -153,6 +164,8 @@ pub(crate) enum ImageCommand {
     Ls(ImagesArgs),
     /// Load images from an OCI layout or an archive
     Load(LoadArgs),
+    /// Write images as an archive
+    Save(SaveArgs),
     /// Show all that is known of an image
     Inspect(InspectArgs),
     /// Show the steps that made an image
@@ -183,6 +196,10 @@ pub(crate) enum ContainerCommand {
     Inspect(InspectArgs),
     /// Show what a container changed: A added, C changed, D deleted
     Diff(DiffArgs),
+    /// Make an image of a container
+    Commit(CommitArgs),
+    /// Write a container's whole tree as a tar
+    Export(ExportArgs),
     /// Mount a container read-write
     Mount(MountArgs),
     /// Unmount a container, and wait until all is written
@@ -247,6 +264,28 @@ pub(crate) struct LoadArgs {
     /// Print names only, no progress
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    /// Images, by name or ID; a repository without a tag means all its tags
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<String>,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// How the archive is laid out
+    #[arg(long, value_name = "FORM", default_value = "docker-archive")]
+    pub(crate) format: SaveFormat,
+}
+
+/// `plyfs save --format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SaveFormat {
+    /// As 'docker save' writes it; readable as an OCI archive too.
+    DockerArchive,
+    /// An OCI layout in a tar.
+    OciArchive,
 }
 
 #[derive(Debug, Args)]
@@ -425,6 +464,42 @@ pub(crate) struct DiffArgs {
     pub(crate) container: String,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Instructions for --change, as a Dockerfile spells them: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER,
+VOLUME, WORKDIR:  --change 'CMD [\"redis-server\"]' --change 'ENV A=1 B=2'")]
+pub(crate) struct CommitArgs {
+    /// The container, by name or ID
+    pub(crate) container: String,
+    /// The image's name [default: none]
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) name: Option<String>,
+    /// Change the image's config by a Dockerfile instruction; may be given several times
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<String>,
+    /// A comment for the image's history
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    /// Who made it ("Jane Doe <jane@example.org>")
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) author: Option<String>,
+    /// Leave out files whose names begin with '.wh.': a layer cannot hold them
+    #[arg(long)]
+    pub(crate) skip_reserved: bool,
+    /// Accepted for docker's sake: programs are never stopped
+    #[arg(short, long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) pause: Option<bool>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The container, by name or ID
+    pub(crate) container: String,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

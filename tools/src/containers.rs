@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use serde_json::Value;
-use store::{Container, Store, rfc3339};
+use store::{CommitOptions, Container, Reference, Reserved, Store, rfc3339};
 
-use crate::cli::{CreateArgs, DiffArgs, InspectArgs, Kind, PsArgs, RmArgs};
+use crate::cli::{CommitArgs, CreateArgs, DiffArgs, InspectArgs, Kind, PsArgs, RmArgs};
 use crate::print::{self, Column, Format, Row, row, units};
 use crate::{complain, for_each, mounts};
 
@@ -73,6 +73,27 @@ pub(crate) fn diff(store: &Store, args: &DiffArgs, out: &mut dyn Write) -> Resul
     }
     let rows = changes.iter().map(|(kind, path)| row! { Kind: kind.to_string(), Path: format!("/{path}") }).collect();
     print::rows(out, &args.format.format, &[], rows)
+}
+
+/// `plyfs commit`
+pub(crate) fn commit(store: &Store, args: &CommitArgs, out: &mut dyn Write) -> Result<()> {
+    let container = store.container(&args.container)?;
+    let name = match args.name.as_deref().map(Reference::parse).transpose()? {
+        Some(name) if name.digest().is_some() => bail!("commit: '{name}' has a digest; give a name without one"),
+        name => name,
+    };
+    let committed = store.commit(
+        &container,
+        &CommitOptions {
+            name,
+            author: args.author.clone(),
+            message: args.message.clone(),
+            changes: args.change.clone(),
+            reserved: if args.skip_reserved { Reserved::Skip } else { Reserved::Refuse },
+        },
+    )?;
+    writeln!(out, "{}", committed.id)?;
+    Ok(())
 }
 
 /// `plyfs rm`

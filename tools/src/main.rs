@@ -15,6 +15,7 @@ mod print;
 mod progress;
 mod quickstart;
 mod sample;
+mod save;
 mod usage;
 
 use std::ffi::OsString;
@@ -71,6 +72,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
 fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<ExitCode> {
     match command {
         Command::Load(args) | Command::Image(ImageCommand::Load(args)) => images::load(store, &args, out)?,
+        Command::Save(args) | Command::Image(ImageCommand::Save(args)) => save::save(store, &args)?,
         Command::Images(args) | Command::Image(ImageCommand::Ls(args)) => images::list(store, &args, out)?,
         Command::Inspect(args) => return containers::inspect(store, &args, args.kind, out),
         Command::Image(ImageCommand::Inspect(args)) => {
@@ -87,6 +89,10 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         }
         Command::Ps(args) | Command::Container(ContainerCommand::Ls(args)) => containers::list(store, &args, out)?,
         Command::Diff(args) | Command::Container(ContainerCommand::Diff(args)) => containers::diff(store, &args, out)?,
+        Command::Commit(args) | Command::Container(ContainerCommand::Commit(args)) => {
+            containers::commit(store, &args, out)?;
+        }
+        Command::Export(args) | Command::Container(ContainerCommand::Export(args)) => save::export(store, &args)?,
         Command::Explain(args) => explain::explain(store, &args, out)?,
         Command::Rm(args) | Command::Container(ContainerCommand::Rm(args)) => {
             return containers::remove(store, &args, out);

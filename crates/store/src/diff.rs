@@ -1,14 +1,17 @@
 //! What a container changed, from its upper alone: names that the upper does not hold are never looked at, but where a
 //! directory was moved or made opaque.
 
+mod body;
+mod tar;
 pub(crate) mod upper;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use backing::sys;
 use layer::index::{Index, RowData};
@@ -19,6 +22,8 @@ use crate::containers::Container;
 use crate::error::{Error, Result};
 use crate::layout::BODIES;
 use crate::store::Store;
+use body::Below;
+pub use tar::Reserved;
 use upper::{Found, Redirect};
 
 /// How a path differs from the image.
@@ -50,15 +55,42 @@ impl Store {
     /// # Errors
     /// The disk; an image whose layers are gone.
     pub fn diff(&self, container: &Container) -> Result<Vec<(ChangeKind, TreePath)>> {
-        let lower = self.lower_of(&container.diff_ids)?;
-        let bytes = std::fs::read(&lower.index).map_err(Error::at("read", &lower.index))?;
-        let index = Index::open(bytes).map_err(|why| Error::corrupt(lower.index.display(), why))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let upper =
-            rustix::fs::open(&container.upper, flags, Mode::empty()).map_err(Error::at("open", &container.upper))?;
-        let walk = Comparison { store: self, index, upper, shown: &container.upper, changes: BTreeMap::new() };
-        walk.run()
+        let mut walk = Comparison::new(self, container)?;
+        walk.run(Some(Slot(0)))?;
+        walk.add_parents();
+        Ok(walk.changes.into_iter().map(|(path, change)| (change.kind, path)).collect())
     }
+
+    /// Finds what the container changed, to be written as a layer.
+    ///
+    /// Partial copies of a mounted container are read together with what they were copied from.
+    pub(crate) fn changes<'a>(&'a self, container: &'a Container) -> Result<Changes<'a>> {
+        let mut walk = Comparison::new(self, container)?;
+        walk.run(Some(Slot(0)))?;
+        walk.add_linked();
+        walk.add_parents();
+        walk.add_root(RootDir::IfChanged)?;
+        Ok(Changes { changes: std::mem::take(&mut walk.changes), walk })
+    }
+
+    /// Writes the container's whole tree as a tar, as programs in it see it.
+    ///
+    /// # Errors
+    /// The disk, the writer; an image whose layers are gone.
+    pub fn export(&self, container: &Container, out: &mut dyn std::io::Write) -> Result<()> {
+        let _lease = self.take_lease(&container.diff_ids, Some(&container.id), "export")?;
+        let mut walk = Comparison::new(self, container)?;
+        // Compared with nothing, everything is new.
+        walk.run(None)?;
+        walk.add_root(RootDir::Always)?;
+        Changes { changes: std::mem::take(&mut walk.changes), walk }.write_tar(Reserved::Keep, out)
+    }
+}
+
+/// What a container changed.
+pub(crate) struct Changes<'a> {
+    walk: Comparison<'a>,
+    changes: BTreeMap<TreePath, Change>,
 }
 
 /// A directory to be compared.
@@ -83,7 +115,35 @@ enum Now {
     Nothing,
     /// As in the lower, at that row.
     Lower(Slot),
-    Upper(Found),
+    Upper(Box<Found>, Place),
+}
+
+impl Now {
+    /// Tells whether the lower's names lead to a copy that may have none in the upper yet.
+    fn is_indexed(&self) -> bool {
+        matches!(self, Now::Upper(_, Place::Index(..)))
+    }
+}
+
+/// Where something of the upper lies.
+#[derive(Clone)]
+enum Place {
+    /// Under the path at which programs see it.
+    Here,
+    /// In the index of hard-linked origins of the work directory: the lower's names are linked to it when the mount ends.
+    Index(Arc<OwnedFd>, NameBuf),
+}
+
+/// How a path differs, and what is there now.
+struct Change {
+    kind: ChangeKind,
+    now: Now,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RootDir {
+    IfChanged,
+    Always,
 }
 
 struct Comparison<'a> {
@@ -92,19 +152,77 @@ struct Comparison<'a> {
     upper: OwnedFd,
     /// The upper's path, for messages.
     shown: &'a Path,
-    changes: BTreeMap<TreePath, ChangeKind>,
+    /// Hard-linked origins that were copied while the mount lives, by row: where the copy is.
+    indexed: HashMap<Slot, Place>,
+    /// The names in the lower that lead to them, by directory, with the directories on the way.
+    on_the_way: HashMap<Slot, BTreeSet<NameBuf>>,
+    /// An earlier mount left copies of this epoch unsynced and did not come to rest.
+    unsynced: Option<u64>,
+    changes: BTreeMap<TreePath, Change>,
+    /// Names of the upper that are as they were, of files with several names.
+    linked: Vec<(TreePath, Change)>,
+    /// Directories that are as they were, but not all that is in them.
+    unchanged: HashMap<TreePath, Now>,
 }
 
-impl Comparison<'_> {
-    fn run(mut self) -> Result<Vec<(ChangeKind, TreePath)>> {
-        let root = Slot(0);
-        let mut pending =
-            vec![Pending { path: TreePath::root(), upper: Presence::InUpper, lower: Some(root), base: Some(root) }];
+impl<'a> Comparison<'a> {
+    fn new(store: &'a Store, container: &'a Container) -> Result<Self> {
+        let index = store.folded_index(&container.diff_ids)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let upper =
+            rustix::fs::open(&container.upper, flags, Mode::empty()).map_err(Error::at("open", &container.upper))?;
+        let own = container.work.join("plyfs");
+        let epoch = match container.is_mounted() {
+            // The daemon knows which of them are whole.
+            true => None,
+            false => crate::disk::read_if_there(&own.join("unsynced"))?,
+        };
+        let mut walk = Comparison {
+            store,
+            index,
+            upper,
+            shown: &container.upper,
+            indexed: HashMap::new(),
+            on_the_way: HashMap::new(),
+            unsynced: epoch.and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes),
+            changes: BTreeMap::new(),
+            linked: Vec::new(),
+            unchanged: HashMap::new(),
+        };
+        walk.read_index(&own.join("index"))?;
+        Ok(walk)
+    }
+
+    /// Reads which hard-linked origins were copied, and finds their names in the lower.
+    fn read_index(&mut self, path: &Path) -> Result<()> {
+        let names = crate::disk::names(path)?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = Arc::new(rustix::fs::open(path, flags, Mode::empty()).map_err(Error::at("open", path))?);
+        for name in names {
+            let number = u32::from_str_radix(&name, 16).ok().and_then(|ino| ino.checked_sub(1));
+            let (Some(slot), Ok(name)) = (number.map(Slot), NameBuf::new(name)) else { continue };
+            self.indexed.insert(slot, Place::Index(Arc::clone(&dir), name));
+            for name in std::iter::once(slot).chain(self.index.aliases(slot)) {
+                let mut at = self.index.row(name);
+                while let Some((row, name)) = at.and_then(|row| Some((row, row.name()?))) {
+                    self.on_the_way.entry(row.parent()).or_default().insert(name.to_buf());
+                    at = self.index.row(row.parent());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, base: Option<Slot>) -> Result<()> {
+        let lower = Some(Slot(0));
+        let mut pending = vec![Pending { path: TreePath::root(), upper: Presence::InUpper, lower, base }];
         while let Some(dir) = pending.pop() {
             self.directory(&dir, &mut pending)?;
         }
-        self.add_parents();
-        Ok(self.changes.into_iter().map(|(path, kind)| (kind, path)).collect())
+        Ok(())
     }
 
     fn directory(&mut self, dir: &Pending, pending: &mut Vec<Pending>) -> Result<()> {
@@ -123,6 +241,9 @@ impl Comparison<'_> {
                     self.index.children(side).filter_map(|slot| Some(self.index.row(Slot(slot))?.name()?.to_buf())),
                 );
             }
+        }
+        if let Some(below) = dir.lower.and_then(|lower| self.on_the_way.get(&lower)) {
+            names.extend(below.iter().cloned());
         }
         names.iter().try_for_each(|name| self.name(dir, opened.as_ref(), name, pending))
     }
@@ -144,38 +265,125 @@ impl Comparison<'_> {
         };
         let now = match found {
             Some(found) if found.whiteout => Now::Nothing,
-            Some(found) => Now::Upper(found),
-            None => below.map_or(Now::Nothing, Now::Lower),
+            Some(mut found) => {
+                found.body_below = self.copied_from(&found, dir, below);
+                Now::Upper(Box::new(found), Place::Here)
+            }
+            None => match below.and_then(|slot| Some((slot, self.indexed.get(&slot)?.clone()))) {
+                None => below.map_or(Now::Nothing, Now::Lower),
+                Some((slot, place)) => self.indexed_now(slot, place, dir)?,
+            },
         };
         let is_dir = |slot: Slot| self.index.row(slot).is_some_and(|row| row.file_type() == Some(FileType::Dir));
         let old_dir = base.filter(|slot| is_dir(*slot));
-        let (kind, next) = match (now, base) {
+        let on_the_way = |slot: Slot| is_dir(slot) && self.on_the_way.contains_key(&slot);
+        let (kind, next) = match (&now, base) {
             (Now::Nothing, None) => return Ok(()),
             (Now::Nothing, Some(_)) => (Some(ChangeKind::Deleted), None),
-            (Now::Lower(slot), Some(base)) if slot == base => return Ok(()),
+            (Now::Lower(slot), Some(base)) if *slot == base => {
+                (None, on_the_way(base).then_some((Presence::LowerOnly, Some(base))))
+            }
             (Now::Lower(slot), _) => {
-                let next = is_dir(slot).then_some((Presence::LowerOnly, Some(slot)));
+                let next = is_dir(*slot).then_some((Presence::LowerOnly, Some(*slot)));
                 let kind = match base {
                     None => Some(ChangeKind::Added),
-                    Some(base) => (!self.same_rows(slot, base)).then_some(ChangeKind::Changed),
+                    Some(base) => (!self.same_rows(*slot, base)).then_some(ChangeKind::Changed),
                 };
                 (kind, next)
             }
-            (Now::Upper(found), _) => {
+            (Now::Upper(found, place), _) => {
                 let through =
-                    found.is_dir().then(|| self.shows_through(&found, dir, below.filter(|slot| is_dir(*slot))));
+                    found.is_dir().then(|| self.shows_through(found, dir, below.filter(|slot| is_dir(*slot))));
                 let kind = match base {
                     None => Some(ChangeKind::Added),
-                    Some(base) => (!self.is_same(opened, name, &found, base)?).then_some(ChangeKind::Changed),
+                    Some(base) => {
+                        let same = match place {
+                            Place::Here => self.is_same(opened.map(|dir| (dir, name)), found, base)?,
+                            Place::Index(dir, name) => self.is_same(Some((dir, name.as_name())), found, base)?,
+                        };
+                        (!same).then_some(ChangeKind::Changed)
+                    }
                 };
                 (kind, through.map(|through| (Presence::InUpper, through)))
             }
         };
+        let walked = next.is_some();
         if let Some((upper, lower)) = next {
             pending.push(Pending { path: path.clone(), upper, lower, base: old_dir });
         }
-        if let Some(kind) = kind {
-            self.changes.insert(path, kind);
+        match (kind, now) {
+            (Some(kind), now) => drop(self.changes.insert(path, Change { kind, now })),
+            (None, Now::Upper(found, place))
+                if !found.is_dir() && (found.stat.nlink > 1 || matches!(place, Place::Index(..))) =>
+            {
+                let now = Now::Upper(found, place);
+                self.linked.push((path, Change { kind: ChangeKind::Changed, now }));
+            }
+            (None, now) if walked => drop(self.unchanged.insert(path, now)),
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// What a name that only the lower has leads to while its origin's copy waits in the index.
+    fn indexed_now(&self, slot: Slot, place: Place, parent: &Pending) -> Result<Now> {
+        let Place::Index(dir, name) = &place else { return Ok(Now::Lower(slot)) };
+        let found = upper::find(dir, name.as_name()).map_err(|errno| Error::io("read the work directory", errno))?;
+        Ok(match found {
+            // It was taken away meanwhile: all names lead to it by now.
+            None => Now::Lower(slot),
+            Some(mut found) => {
+                found.body_below = self.copied_from(&found, parent, Some(slot));
+                Now::Upper(Box::new(found), place)
+            }
+        })
+    }
+
+    /// Finds the lower file that has the body of a metadata-only copy.
+    fn copied_from(&self, found: &Found, parent: &Pending, below: Option<Slot>) -> Option<Slot> {
+        let is_file = |slot: &Slot| self.index.row(*slot).is_some_and(|row| row.file_type() == Some(FileType::File));
+        let noted = found.origin.as_ref().map(|origin| origin.slot).filter(is_file);
+        let moved = || match found.redirect.as_ref()? {
+            Redirect::From(path) => self.index.find(path),
+            Redirect::Beside(name) => self.index.lookup(parent.lower?, name.as_name()),
+            Redirect::Bad => None,
+        };
+        let slot = noted.or_else(moved).or(below);
+        slot.map(|slot| self.index.resolve(slot)).filter(is_file)
+    }
+
+    /// Tells where the body is of a copy that took its name unsynced and lost it in a power cut.
+    fn lost_body(&self, found: &Found, file: &OwnedFd) -> std::io::Result<Option<Slot>> {
+        let Some(origin) = found.origin.as_ref().filter(|origin| origin.length > 0) else { return Ok(None) };
+        if self.unsynced != Some(origin.epoch) {
+            return Ok(None);
+        }
+        let hole = match rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(0)) {
+            Err(rustix::io::Errno::NXIO) => 0,
+            hole => hole?,
+        };
+        Ok((found.stat.size < origin.length || hole < origin.length).then_some(found.body_below).flatten())
+    }
+
+    /// Adds the other names of files that are told: hard links stay together.
+    fn add_linked(&mut self) {
+        let upper_inode = |change: &Change| match &change.now {
+            Now::Upper(found, _) if !found.is_dir() => Some(found.stat.ino),
+            _ => None,
+        };
+        let told: HashSet<_> = self.changes.values().filter_map(upper_inode).collect();
+        let linked = std::mem::take(&mut self.linked);
+        self.changes.extend(
+            linked.into_iter().filter(|(_, change)| upper_inode(change).is_some_and(|ino| told.contains(&ino))),
+        );
+    }
+
+    fn add_root(&mut self, when: RootDir) -> Result<()> {
+        let root = TreePath::root();
+        let found = upper::find_root(&self.upper).map_err(self.reading(&root))?;
+        if when == RootDir::Always || !self.is_same(None, &found, Slot(0))? {
+            self.changes
+                .insert(root, Change { kind: ChangeKind::Changed, now: Now::Upper(Box::new(found), Place::Here) });
         }
         Ok(())
     }
@@ -202,7 +410,7 @@ impl Comparison<'_> {
     }
 
     /// Compares what the upper has with what the lower had.
-    fn is_same(&self, dir: Option<&OwnedFd>, name: Name<'_>, found: &Found, base: Slot) -> Result<bool> {
+    fn is_same(&self, at: Option<(&OwnedFd, Name<'_>)>, found: &Found, base: Slot) -> Result<bool> {
         let Some(old) = self.index.row(base).map(|row| row.stat()) else { return Ok(false) };
         let new = &found.stat;
         let attributes = (new.kind, new.perm, new.uid, new.gid) == (old.kind, old.perm, old.uid, old.gid);
@@ -211,16 +419,18 @@ impl Comparison<'_> {
             return Ok(false);
         }
         let same_body = new.size == old.size && new.mtime == old.mtime;
-        match (new.kind, dir) {
+        match (new.kind, at) {
             (FileType::Dir, _) => Ok(true),
             (FileType::Char | FileType::Block, _) => Ok(new.rdev == old.rdev && new.mtime == old.mtime),
-            (FileType::Symlink, Some(dir)) => {
-                let target = sys::read_link_at(dir, name.as_bytes())
-                    .map_err(|cause| Error::io("read a link of the upper", cause))?;
+            (FileType::Symlink, Some((dir, name))) => {
+                let target = self.link_target(dir, name, found)?;
                 let was = self.index.row(base).map(|row| row.data());
                 Ok(same_body && was == Some(RowData::Symlink(&target)))
             }
-            (FileType::File, Some(dir)) => Ok(same_body && (found.metacopy || self.same_content(dir, name, base)?)),
+            (FileType::File, Some(_)) if found.metacopy => {
+                Ok(same_body && found.partial.is_none() && found.body_below == Some(base))
+            }
+            (FileType::File, Some((dir, name))) => Ok(same_body && self.same_content(dir, name, base)?),
             _ => Ok(same_body),
         }
     }
@@ -228,18 +438,10 @@ impl Comparison<'_> {
     /// Compares contents byte by byte: size and time are the same already.
     fn same_content(&self, dir: &OwnedFd, name: Name<'_>, base: Slot) -> Result<bool> {
         let Some(row) = self.index.row(base) else { return Ok(false) };
-        let layers: Vec<_> = self.index.layers().collect();
-        let (path, start) = match row.data() {
-            RowData::Object(object) => (self.store.layout().object(&object.digest), 0),
-            RowData::Inline { offset } => match layers.get(usize::from(row.layer().0)) {
-                Some(layer) => (self.store.layout().layer(layer).join(BODIES), offset),
-                None => return Ok(false),
-            },
-            _ => return Ok(false),
-        };
+        let Below { file: old, start } = self.below(base)?;
         let reading = |cause: std::io::Error| Error::io("compare a file of the upper", cause);
         let new = sys::open_beneath(dir, name.as_bytes(), OFlags::RDONLY).map_err(|cause| reading(cause.into()))?;
-        let (new, old) = (File::from(new), File::open(&path).map_err(Error::at("open", &path))?);
+        let new = File::from(new);
         let (mut a, mut b) = (vec![0; 64 << 10], vec![0; 64 << 10]);
         let mut at = 0;
         while at < row.size() {
@@ -254,6 +456,34 @@ impl Comparison<'_> {
         Ok(true)
     }
 
+    /// Opens the content of a lower file.
+    fn below(&self, slot: Slot) -> Result<Below> {
+        let slot = self.index.resolve(slot);
+        let no_file = || Error::corrupt(format!("row {} of the folded index", slot.0), "it is no file");
+        let row = self.index.row(slot).ok_or_else(no_file)?;
+        let (path, start): (PathBuf, u64) = match row.data() {
+            RowData::Object(object) => (self.store.layout().object(&object.digest), 0),
+            RowData::Inline { offset } => {
+                let layer = self.index.layers().nth(usize::from(row.layer().0)).ok_or_else(no_file)?;
+                (self.store.layout().layer(&layer).join(BODIES), offset)
+            }
+            _ => return Err(no_file()),
+        };
+        Ok(Below { file: File::open(&path).map_err(Error::at("open", &path))?, start })
+    }
+
+    /// Returns the target of a link, or of the file that stands for one.
+    fn link_target(&self, dir: &OwnedFd, name: Name<'_>, found: &Found) -> Result<Vec<u8>> {
+        let reading = |cause: std::io::Error| Error::io("read a link of the upper", cause);
+        if !found.stands_in {
+            return sys::read_link_at(dir, name.as_bytes()).map_err(|errno| reading(errno.into()));
+        }
+        let file = sys::open_beneath(dir, name.as_bytes(), OFlags::RDONLY).map_err(|errno| reading(errno.into()))?;
+        let mut target = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::Read::take(File::from(file), 4096), &mut target).map_err(reading)?;
+        Ok(target)
+    }
+
     /// A directory in which something changed is itself changed.
     fn add_parents(&mut self) {
         let mut parents = BTreeSet::new();
@@ -266,7 +496,10 @@ impl Comparison<'_> {
                 }
             }
         }
-        self.changes.extend(parents.into_iter().map(|dir| (dir, ChangeKind::Changed)));
+        for dir in parents {
+            let now = self.unchanged.remove(&dir).unwrap_or(Now::Nothing);
+            self.changes.insert(dir, Change { kind: ChangeKind::Changed, now });
+        }
     }
 
     fn open(&self, path: &TreePath) -> Result<OwnedFd> {

@@ -47,6 +47,17 @@ impl Store {
         Ok(Lower { index, objects: self.layout().objects(), layers: self.layout().layers() })
     }
 
+    /// Reads the folded index of a stack of layers; makes it if need be.
+    pub(crate) fn folded_index(&self, layers: &[DiffId]) -> Result<Index<Vec<u8>>> {
+        let chain = ChainId::of(layers).ok_or_else(|| Error::unsupported("image", "it has no layers"))?;
+        if let Some(index) = self.read_folded(&chain, layers)? {
+            return Ok(index);
+        }
+        let lower = self.lower_of(layers)?;
+        let corrupt = || Error::corrupt(lower.index.display(), "it was changed as soon as it was made");
+        self.read_folded(&chain, layers)?.ok_or_else(corrupt)
+    }
+
     /// Folds a stack of layers unless that is done. The caller holds the store's lock.
     pub(crate) fn fold(&self, layers: &[DiffId]) -> Result<()> {
         let Some(chain) = ChainId::of(layers) else { return Ok(()) };
@@ -61,11 +72,17 @@ impl Store {
 
     /// Tells whether the folded index is there and is what it should be.
     fn is_folded(&self, chain: &ChainId, layers: &[DiffId]) -> Result<bool> {
+        Ok(self.read_folded(chain, layers)?.is_some())
+    }
+
+    /// Reads a folded index; `None` if it is not there, or not what it should be.
+    fn read_folded(&self, chain: &ChainId, layers: &[DiffId]) -> Result<Option<Index<Vec<u8>>>> {
         let path = self.layout().folded(chain);
-        let Some(bytes) = disk::read_if_there(&path)? else { return Ok(false) };
-        let good = Index::open(bytes)
-            .is_ok_and(|index| index.kind() == IndexKind::Folded && index.layers().eq(layers.iter().copied()));
-        if !good {
+        let Some(bytes) = disk::read_if_there(&path)? else { return Ok(None) };
+        let is_it =
+            |index: &Index<Vec<u8>>| index.kind() == IndexKind::Folded && index.layers().eq(layers.iter().copied());
+        let good = Index::open(bytes).ok().filter(is_it);
+        if good.is_none() {
             log::warn!("{} is damaged; it is made again", path.display());
         }
         Ok(good)

@@ -16,6 +16,7 @@
 //! Nothing is visible before it is whole. Everything works for an ordinary user: owners, modes, devices and extended
 //! attributes of a layer live in its index, never in the host's inodes.
 
+mod commit;
 mod containers;
 mod df;
 mod diff;
@@ -39,15 +40,18 @@ mod platform;
 mod process;
 mod progress;
 mod reference;
+mod save;
 mod skeleton;
 mod source;
 mod store;
 mod tape;
+mod tar_writer;
 mod time;
 
+pub use commit::{CommitOptions, Committed};
 pub use containers::{Container, ImageMount, Mount};
 pub use df::{ContainerUse, Df, ImageUse, LayerUse};
-pub use diff::ChangeKind;
+pub use diff::{ChangeKind, Reserved};
 pub use error::{Error, Result};
 pub use explain::{Explanation, Met, Place, Step};
 pub use gc::Collected;
@@ -60,6 +64,7 @@ pub use platform::Platform;
 pub use process::Process;
 pub use progress::{LayerEvent, LayerPlan, Progress, Silent};
 pub use reference::{Reference, ReferenceError};
+pub use save::ArchiveForm;
 pub use source::Source;
 pub use store::Store;
 pub use time::{parse_rfc3339, rfc3339};

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use backing::override_stat::{self, Override};
 use backing::sys;
-use layer::{Dev, FileType, Name, NameBuf, Stat, TreePath};
+use layer::{Dev, FileType, Name, NameBuf, Slot, Stat, TreePath};
 use rustix::io::Errno;
 
 /// What the upper has under a name.
@@ -16,9 +16,27 @@ pub(crate) struct Found {
     pub(crate) opaque: bool,
     /// Only the metadata is here.
     pub(crate) metacopy: bool,
+    /// The body is here in part; the lower counts up to so many bytes.
+    pub(crate) partial: Option<u64>,
+    /// The row of the lower file that has the body, if it is a copy; found by who knows the lower.
+    pub(crate) body_below: Option<Slot>,
+    /// What the copy's maker noted of the lower inode.
+    pub(crate) origin: Option<Origin>,
+    /// A file that stands for something of another kind.
+    pub(crate) stands_in: bool,
     pub(crate) redirect: Option<Redirect>,
     /// What a program sees, sorted by name.
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The lower inode that a copy was made from (`plyfs.origin`, backing/src/upper/marks.rs).
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) slot: Slot,
+    /// A file that is shorter, or has a hole before this, lost its body in a power cut; 0 for a copy that was synced.
+    pub(crate) length: u64,
+    /// When it took its name unsynced.
+    pub(crate) epoch: u64,
 }
 
 /// Where in the lower a moved directory came from.
@@ -30,9 +48,9 @@ pub(crate) enum Redirect {
 }
 
 const NAMESPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-/// The union's own, and the host's policy: no part of the content.
-const PRIVATE: [&[u8]; 5] =
-    [b"trusted.plyfs.", b"user.plyfs.", b"user.fuseoverlayfs.", override_stat::NAME, b"security.selinux"];
+const OWN: [&[u8]; 2] = [b"trusted.plyfs.", b"user.plyfs."];
+/// Another union's own, and the host's policy: no part of the content.
+const PRIVATE: [&[u8]; 2] = [b"user.fuseoverlayfs.", b"security.selinux"];
 
 impl Found {
     pub(crate) fn is_dir(&self) -> bool {
@@ -57,9 +75,8 @@ pub(crate) fn find(dir: &OwnedFd, name: Name<'_>) -> Result<Option<Found>, Errno
         Err(Errno::NOENT) => return Ok(None),
         found => found?.stat,
     };
-    let whiteout = stat.kind == FileType::Char && stat.rdev == Dev::default();
-    let mut found = Found { stat, whiteout, opaque: false, metacopy: false, redirect: None, xattrs: Vec::new() };
-    if whiteout {
+    let mut found = Found::new(stat);
+    if found.whiteout {
         return Ok(Some(found));
     }
     let attributes = sys::xattr_names_at(dir, name.as_bytes())?;
@@ -67,11 +84,42 @@ pub(crate) fn find(dir: &OwnedFd, name: Name<'_>) -> Result<Option<Found>, Errno
         let value = sys::xattr_at(dir, name.as_bytes(), attribute)?.unwrap_or_default();
         found.take(attribute, value);
     }
-    found.xattrs.sort();
+    found.settle(stat.kind);
     Ok(Some(found))
 }
 
+/// Returns what the upper's root is.
+pub(crate) fn find_root(upper: &OwnedFd) -> Result<Found, Errno> {
+    let stat = sys::stat_of(upper)?.stat;
+    let mut found = Found::new(stat);
+    for attribute in sys::xattr_names_of(upper)?.split(|&b| b == 0).filter(|attribute| !attribute.is_empty()) {
+        found.take(attribute, sys::xattr_of(upper, attribute)?.unwrap_or_default());
+    }
+    found.settle(stat.kind);
+    Ok(found)
+}
+
 impl Found {
+    fn new(stat: Stat) -> Self {
+        Found {
+            stat,
+            whiteout: stat.kind == FileType::Char && stat.rdev == Dev::default(),
+            opaque: false,
+            metacopy: false,
+            partial: None,
+            body_below: None,
+            origin: None,
+            stands_in: false,
+            redirect: None,
+            xattrs: Vec::new(),
+        }
+    }
+
+    fn settle(&mut self, raw: FileType) {
+        self.xattrs.sort();
+        self.stands_in = self.stat.kind != raw;
+    }
+
     fn take(&mut self, attribute: &[u8], value: Vec<u8>) {
         if let Some(mark) = NAMESPACES.iter().find_map(|space| attribute.strip_prefix(*space)) {
             match mark {
@@ -81,6 +129,12 @@ impl Found {
                 b"whiteout" => self.whiteout |= self.stat.kind == FileType::File && self.stat.size == 0,
                 _ => {}
             }
+        } else if let Some(mark) = OWN.iter().find_map(|space| attribute.strip_prefix(*space)) {
+            match mark {
+                b"partial" => self.partial = value.try_into().ok().map(u64::from_le_bytes),
+                b"origin" => self.origin = Origin::read(&value),
+                _ => {}
+            }
         } else if attribute == override_stat::NAME {
             if let Some(record) = Override::parse(&value) {
                 record.apply(&mut self.stat);
@@ -88,6 +142,15 @@ impl Found {
         } else if !PRIVATE.iter().any(|private| attribute.starts_with(private)) {
             self.xattrs.push((attribute.to_vec(), value));
         }
+    }
+}
+
+impl Origin {
+    fn read(value: &[u8]) -> Option<Self> {
+        let number = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+        // A lower inode's number is its row + 1.
+        let slot = Slot(u32::try_from(number(8)?.checked_sub(1)?).ok()?);
+        Some(Origin { slot, length: number(20).unwrap_or(0), epoch: number(28).unwrap_or(0) })
     }
 }
 
