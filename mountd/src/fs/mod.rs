@@ -5,6 +5,7 @@
 
 mod ahead;
 mod convert;
+mod executed;
 mod passthrough;
 mod pool;
 mod skin;
@@ -31,6 +32,7 @@ pub(crate) struct Core<L: Lower, U: Upper> {
     pub(crate) overlay: Overlay<L, U>,
     pub(crate) wishes: Wishes,
     pub(crate) pass: Passthrough,
+    pub(crate) executed: executed::Executed,
     pub(crate) pool: Pool,
     pub(crate) ahead: ahead::Ahead,
     /// The means to tell the kernel what changed behind its back.
@@ -89,6 +91,7 @@ where
             overlay,
             wishes,
             pass: Passthrough::new(),
+            executed: executed::Executed::default(),
             pool: Pool::new(),
             ahead: ahead::Ahead::new(),
             notifier: OnceLock::new(),

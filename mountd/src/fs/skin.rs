@@ -74,6 +74,9 @@ where
     /// another one, and `ESTALE` makes the kernel look the name up again.
     fn open(self: &Arc<Self>, ino: Ino, flags: i32, by: By, reply: ReplyOpen) {
         let access = access(flags);
+        if access == Access::Truncate && flags & libc::O_ACCMODE == libc::O_RDONLY && self.executed.runs(ino) {
+            return reply.error(Errno::ETXTBSY);
+        }
         if access != Access::Read && self.pass.reads_lower(ino) {
             return reply.error(self.take_other_node(ino, access, by));
         }
@@ -93,6 +96,7 @@ where
                 return reply.error(answer(&error));
             }
         };
+        self.executed.opened(ino, handle(flags));
         match chosen {
             Chosen::Backed(id) => reply.opened_passthrough(FileHandle(handle(flags)), FopenFlags::empty(), &id),
             Chosen::Cached => reply.opened(FileHandle(handle(flags)), self.cache_flags(&body)),
@@ -476,13 +480,14 @@ where
         &self,
         _req: &Request,
         node: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
         reply.ok();
+        self.core.executed.released(ino(node), fh.0);
         self.core.pass.released(ino(node));
         self.core.overlay.release(ino(node));
     }

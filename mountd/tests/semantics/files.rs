@@ -215,6 +215,28 @@ fn a_program_that_runs_cannot_be_written_and_a_written_one_cannot_run() {
     });
 }
 
+/// The kernel asks us to open and cut, and only then refuses.
+#[test]
+fn a_program_that_runs_is_not_cut_by_an_open_for_reading() {
+    each(|area| {
+        std::fs::copy(sh("command -v sleep", &[]).trim(), area.lower("sleep")).unwrap();
+        area.mount();
+        std::fs::copy(area.m("sleep"), area.m("born")).unwrap();
+        for name in ["sleep", "born"] {
+            let (program, size) = (area.m(name), meta(area.m(name)).len());
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::TRUNC;
+            let mut child = crate::area::retry("run it", || std::process::Command::new(&program).arg("60").spawn());
+            let cut = rustix::fs::open(&program, flags, rustix::fs::Mode::empty());
+            let runs = child.try_wait().unwrap().is_none();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!((cut.errno(), runs, meta(&program).len()), (libc::ETXTBSY, true, size), "{name}");
+            crate::area::retry("cut it", || rustix::fs::open(&program, flags, rustix::fs::Mode::empty()));
+            assert_eq!(meta(&program).len(), 0, "{name}");
+        }
+    });
+}
+
 #[test]
 fn more_files_can_be_open_than_a_program_usually_may() {
     each(|area| {

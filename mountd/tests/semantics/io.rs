@@ -145,6 +145,29 @@ fn unnamed_temporary_files_are_not_to_be_had() {
 }
 
 #[test]
+fn extents_and_inode_flags_are_not_told() {
+    each(|area| {
+        file(&area.lower("file"), 4096);
+        area.mount();
+        file(&area.m("born"), 4096);
+        for name in ["file", "born"] {
+            let said = sh(
+                r#"exec python3 -c 'import errno, fcntl, sys
+with open(sys.argv[1], "rb") as file:
+    for request in (0xC020660B, 0x80086601):  # FS_IOC_FIEMAP, FS_IOC_GETFLAGS
+        try:
+            fcntl.ioctl(file, request, bytearray(64))
+            print("told")
+        except OSError as error:
+            print(errno.errorcode[error.errno])' "$1""#,
+                &[&area.m(name)],
+            );
+            assert_eq!(said, "ENOTSUP\nENOTTY\n", "{name}");
+        }
+    });
+}
+
+#[test]
 fn a_sparse_file_of_the_upper_stays_sparse() {
     each(|area| {
         area.mount();
