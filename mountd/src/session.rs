@@ -11,6 +11,8 @@ use crate::options::{Access, Options};
 ///
 /// `started` gets the means to tell the kernel what changed behind its back; requests are answered as soon as it returns.
 ///
+/// A connection that somebody aborted has ended like any other: there is nobody left to answer.
+///
 /// # Errors
 /// The handshake failed, `started` did, or the device gave an error other than that the mount is gone.
 pub fn serve<F: Filesystem>(
@@ -25,7 +27,13 @@ pub fn serve<F: Filesystem>(
     let session = fuser::Session::from_fd(fs, device, access_list(options.mount.access), config)
         .map_err(|error| Failure::new(format!("the kernel and the daemon do not agree: {error}")))?;
     started(session.notifier())?;
-    session.run().map_err(|error| Failure::new(format!("the session broke off: {error}")))
+    match session.run() {
+        Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
+            log::warn!("the connection was aborted (/sys/fs/fuse/connections, or umount -f)");
+            Ok(())
+        }
+        ended => ended.map_err(|error| Failure::new(format!("the session broke off: {error}"))),
+    }
 }
 
 /// Who is let in is the kernel's decision by its mount options, save for one that it does not know.

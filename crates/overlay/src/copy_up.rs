@@ -357,7 +357,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             self.dir_in_upper(id)?;
             return Ok(());
         }
-        let node = self.copy_up(id, Depth::Metadata)?;
+        // The node of that number may have been left to its readers (see `detach`); the index leads to the file.
+        let node = match self.indexed.read().contains(&id) {
+            true => self.indexed_node(id, slot)?,
+            false => self.copy_up(id, Depth::Metadata)?,
+        };
         let indexed = matches!(&*node.place.read(), Place::Upper(up) if up.indexed);
         if !indexed {
             return Ok(());

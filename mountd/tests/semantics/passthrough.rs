@@ -231,6 +231,39 @@ fn other_names_of_a_large_hard_link_lead_to_the_copy() {
 }
 
 #[test]
+fn names_of_a_written_large_hard_link_can_be_moved_and_linked_while_an_old_reader_lives() {
+    each(|area| {
+        for name in ["a", "b", "c"] {
+            match name {
+                "a" => file(&area.lower("a"), 200_000),
+                _ => std::fs::hard_link(area.lower("a"), area.lower(name)).unwrap(),
+            }
+        }
+        area.d_ino_may_differ();
+        area.mount();
+        let reader = open(&area.m("a"));
+        open_rw(&area.m("b")).write_all_at(b"new", 0).unwrap();
+        let expected = changed(200_000, 0, b"new");
+        for name in ["a", "c"] {
+            crate::area::wait_until(name, || std::fs::read(area.m(name)).unwrap() == expected);
+        }
+        // Only the lower has these names: the move must bring the copy under them, not what the reader holds.
+        std::fs::rename(area.m("a"), area.m("moved")).unwrap();
+        std::fs::hard_link(area.m("c"), area.m("linked")).unwrap();
+        for name in ["moved", "linked", "b", "c"] {
+            assert!(std::fs::read(area.m(name)).unwrap() == expected, "{name}");
+            assert_eq!(meta(area.m(name)).nlink(), 4, "{name}");
+        }
+        drop(reader);
+        area.remount();
+        for name in ["moved", "linked", "b", "c"] {
+            assert!(std::fs::read(area.m(name)).unwrap() == expected, "{name}");
+            assert_eq!(meta(area.m(name)).nlink(), 4, "{name}");
+        }
+    });
+}
+
+#[test]
 fn a_chmod_of_a_large_file_that_is_being_read_shows_at_once() {
     each(|area| {
         file(&area.lower("f"), 200_000);
