@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArgs;
+use crate::filter;
 use crate::print::Format;
 
 /// Container images as directories: load them once, mount them for as many containers as you like.
@@ -40,6 +41,8 @@ Images:
   history     Show the steps that made an image
   tag         Give an image one more name
   rmi         Remove images                                  (also: image rm)
+  prune       Remove images that are not in use              (also: image prune)
+  tree        Draw images over the layers that they share
 
 Containers:
   run         Run a command in a new container, by crun or runc (also: container run)
@@ -60,6 +63,7 @@ Mounts:
 System:
   df          Show what the store holds and what is shared   (also: system df)
   gc          Remove what nothing uses any more              (also: system gc)
+  fsck        Check the store, and repair it                 (also: system fsck)
   bench       Measure plyfs beside other union filesystems
   info        Show the store and what this machine can do
   version     Show the version
@@ -99,6 +103,10 @@ pub(crate) enum Command {
     /// Makes a container, mounts it, and has an OCI runtime run the image's command, or yours. Passes signals on, ends with the
     /// command's exit status, and takes away everything but the container, and with --rm that too. Works as an ordinary user.
     Run(RunArgs),
+    /// Remove images that are not in use
+    Prune(ImagePruneArgs),
+    /// Draw images over the layers that they share
+    Tree(TreeArgs),
     /// Make a container: an image with a writable layer of its own
     Create(CreateArgs),
     /// List containers
@@ -136,6 +144,11 @@ pub(crate) enum Command {
     Df(DfArgs),
     /// Remove what nothing uses any more
     Gc(GcArgs),
+    /// Check the store, and repair it
+    ///
+    /// Hashes every object, puts every layer's tar together and hashes it, checks indexes, documents and records, and looks for what
+    /// belongs to nobody. Exit status 1 if something is wrong and was not repaired.
+    Fsck(FsckArgs),
     /// Measure plyfs beside other union filesystems
     ///
     /// Mounts the same layers by each contestant and has them do the same work, in interleaved rounds; tells medians, spreads and
@@ -175,6 +188,10 @@ pub(crate) enum ImageCommand {
     /// Remove images
     #[command(visible_alias = "remove")]
     Rm(RmiArgs),
+    /// Remove images that are not in use
+    Prune(ImagePruneArgs),
+    /// Draw images over the layers that they share
+    Tree(TreeArgs),
     /// Mount an image read-only
     Mount(MountArgs),
     /// Unmount an image
@@ -208,6 +225,8 @@ pub(crate) enum ContainerCommand {
     /// Remove containers and what they wrote
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
+    /// Remove containers that are not mounted
+    Prune(ContainerPruneArgs),
 }
 
 /// `plyfs system ...`
@@ -217,8 +236,14 @@ pub(crate) enum SystemCommand {
     Df(DfArgs),
     /// Remove what nothing uses any more
     Gc(GcArgs),
+    /// Remove containers that are not mounted, images that are not in use, and what nothing uses any more
+    Prune(SystemPruneArgs),
+    /// Check the store, and repair it
+    Fsck(FsckArgs),
     /// Show the store and what this machine can do
     Info(InfoArgs),
+    /// Show the version
+    Version(VersionArgs),
 }
 
 /// `--format`, for commands that print a list.
@@ -289,6 +314,47 @@ pub(crate) enum SaveFormat {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = filter::HELP)]
+pub(crate) struct ImagePruneArgs {
+    /// Remove images that have a name too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Only images that meet this; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContainerPruneArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SystemPruneArgs {
+    /// Remove images that have a name too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TreeArgs {
+    /// Only this image, by name or ID
+    pub(crate) image: Option<String>,
+    /// Print whole digests
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = filter::HELP)]
 pub(crate) struct ImagesArgs {
     /// Only images of this repository, or with this name
     #[arg(value_name = "REPOSITORY[:TAG]")]
@@ -296,6 +362,9 @@ pub(crate) struct ImagesArgs {
     /// Accepted for docker's sake: there are no hidden images
     #[arg(short, long, hide = true)]
     pub(crate) all: bool,
+    /// Only images that meet this; may be given several times
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
     /// Print image IDs only
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -578,6 +647,16 @@ pub(crate) struct DfArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct GcArgs {}
+
+#[derive(Debug, Args)]
+pub(crate) struct FsckArgs {
+    /// Move away what is damaged and remove what belongs to nobody
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Print nothing unless something is wrong
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {

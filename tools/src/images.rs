@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 use store::{Image, LoadOptions, Loaded, Reference, Removal, Source, Store, rfc3339};
 
 use crate::cli::{HistoryArgs, ImagesArgs, LoadArgs, RmiArgs, TagArgs};
+use crate::filter::Filters;
 use crate::print::{self, Column, Row, row, table, units};
-use crate::{for_each, progress};
+use crate::{for_each, progress, prune};
 
 /// What stands where an image has no name (docker's spelling).
 const NONE: &str = "<none>";
@@ -60,13 +61,16 @@ fn announce(image: &Loaded, out: &mut dyn Write) -> Result<()> {
 pub(crate) fn list(store: &Store, args: &ImagesArgs, out: &mut dyn Write) -> Result<()> {
     let now = units::now();
     let wanted = args.name.as_deref().map(Wanted::parse);
+    let filters = Filters::parse(&args.filter, store)?;
     let mut rows = Vec::new();
-    for image in store.images()? {
+    for image in store.images()?.into_iter().filter(|image| filters.takes(image)) {
         let shown: Vec<Option<&Reference>> = match (&wanted, image.names.is_empty()) {
             (None, true) => vec![None],
             (Some(_), true) => vec![],
             (wanted, false) => {
-                let wants = |name: &&Reference| wanted.as_ref().is_none_or(|wanted| wanted.is(name));
+                let wants = |name: &&Reference| {
+                    wanted.as_ref().is_none_or(|wanted| wanted.is(name)) && filters.takes_name(name)
+                };
                 image.names.iter().filter(wants).map(Some).collect()
             }
         };
@@ -194,15 +198,6 @@ pub(crate) fn remove(store: &Store, args: &RmiArgs, out: &mut dyn Write) -> Resu
             Err(error) if args.force && error.is_not_found() => return Ok(()),
             removed => removed?,
         };
-        for name in &removed.untagged {
-            writeln!(out, "Untagged: {}", name.familiar())?;
-        }
-        if let Some(id) = removed.image {
-            writeln!(out, "Deleted: {id}")?;
-        }
-        for layer in &removed.deleted {
-            writeln!(out, "Deleted: {layer}")?;
-        }
-        Ok(())
+        prune::lines(&removed, ["Untagged", "Deleted"], out)
     })
 }

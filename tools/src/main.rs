@@ -8,14 +8,17 @@ mod bundle;
 mod cli;
 mod containers;
 mod explain;
+mod filter;
 mod images;
 mod mounts;
 mod namespace;
 mod print;
 mod progress;
+mod prune;
 mod quickstart;
 mod sample;
 mod save;
+mod tree;
 mod usage;
 
 use std::ffi::OsString;
@@ -61,7 +64,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Sample(args) => sample::write(&args, out)?,
         Command::Bench(args) => return bench::run(&root, &args, out),
-        Command::Version(args) => about::version(&args, out)?,
+        Command::Version(args) | Command::System(SystemCommand::Version(args)) => about::version(&args, out)?,
         Command::Info(args) | Command::System(SystemCommand::Info(args)) => about::info(&root, &args, out)?,
         command => return on_store(&open(root)?, command, out),
     }
@@ -84,6 +87,13 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         Command::History(args) | Command::Image(ImageCommand::History(args)) => images::history(store, &args, out)?,
         Command::Tag(args) | Command::Image(ImageCommand::Tag(args)) => images::tag(store, &args)?,
         Command::Rmi(args) | Command::Image(ImageCommand::Rm(args)) => return images::remove(store, &args, out),
+        Command::Prune(args) | Command::Image(ImageCommand::Prune(args)) => prune::images(store, &args, out)?,
+        Command::Container(ContainerCommand::Prune(args)) => prune::containers(store, &args, out)?,
+        Command::System(SystemCommand::Prune(args)) => prune::system(store, &args, out)?,
+        Command::Tree(args) | Command::Image(ImageCommand::Tree(args)) => {
+            tree::draw(store, args.image.as_deref(), args.no_trunc, out)?;
+        }
+        Command::Fsck(args) | Command::System(SystemCommand::Fsck(args)) => return usage::fsck(store, &args, out),
         Command::Create(args) | Command::Container(ContainerCommand::Create(args)) => {
             containers::create(store, &args, out)?;
         }
@@ -114,7 +124,7 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         | Command::Bench(_)
         | Command::Version(_)
         | Command::Info(_)
-        | Command::System(SystemCommand::Info(_)) => {} // done without a store
+        | Command::System(SystemCommand::Info(_) | SystemCommand::Version(_)) => {} // done without a store
     }
     Ok(ExitCode::SUCCESS)
 }

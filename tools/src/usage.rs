@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use serde_json::Value;
-use store::{Df, Image, ImageId, Reference, Store, rfc3339};
+use store::{Df, Image, ImageId, Reference, Repair, Store, rfc3339};
 
-use crate::cli::{DfArgs, GcArgs};
+use crate::cli::{DfArgs, FsckArgs, GcArgs};
 use crate::print::{self, Format, Row, row, units};
 
 /// `plyfs df`
@@ -183,4 +184,33 @@ pub(crate) fn gc(store: &Store, _args: &GcArgs, out: &mut dyn Write) -> Result<(
     }
     writeln!(out, "Total reclaimed space: {}", units::size(collected.bytes))?;
     Ok(())
+}
+
+/// `plyfs fsck`: a line for each thing that is wrong.
+pub(crate) fn fsck(store: &Store, args: &FsckArgs, out: &mut dyn Write) -> Result<ExitCode> {
+    let report = store.fsck(if args.repair { Repair::Yes } else { Repair::No })?;
+    for finding in &report.findings {
+        let done = finding.repaired.as_ref().map(|done| format!(": {done}")).unwrap_or_default();
+        writeln!(out, "{}", print::table::visible(&format!("{}: {}{done}", finding.what, finding.why)))?;
+    }
+    let left = report.findings.iter().filter(|finding| finding.repaired.is_none()).count();
+    if !args.quiet {
+        let found = match (report.findings.len(), left) {
+            (0, _) => "nothing is wrong".to_string(),
+            (all, 0) => format!("{all} things were wrong and are repaired"),
+            (all, left) => format!(
+                "{all} things are wrong, {left} of them not repaired; 'plyfs fsck --repair' repairs what it can"
+            ),
+        };
+        writeln!(
+            out,
+            "{} images, {} layers, {} objects, {} containers, {} read: {found}",
+            report.images,
+            report.layers,
+            report.objects,
+            report.containers,
+            units::size(report.bytes)
+        )?;
+    }
+    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

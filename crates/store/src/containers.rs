@@ -370,7 +370,7 @@ fn dress_upper(upper: &Path, index: &Path) -> Result<()> {
     utimensat(CWD, upper, &times, AtFlags::empty()).map_err(Error::at("set the times of", upper))
 }
 
-fn read_container(dir: &Path) -> Result<Option<Container>> {
+pub(crate) fn read_container(dir: &Path) -> Result<Option<Container>> {
     let path = dir.join(RECORD);
     let Some(bytes) = disk::read_if_there(&path)? else { return Ok(None) };
     let corrupt = |why: String| Error::corrupt(path.display(), why);

@@ -4,14 +4,14 @@
 //! manifest. An image without references is dangling. Everything is content-addressed or published by rename, so that
 //! reading needs no lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use layer::{ChainId, DiffId, Digest, Time};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::disk;
 use crate::error::{Error, Result};
@@ -73,6 +73,15 @@ pub struct Removed {
     pub deleted: Vec<DiffId>,
 }
 
+/// What a removal of several images did.
+#[derive(Clone, Debug, Default)]
+pub struct Pruned {
+    /// What was removed, image by image; the layers that went with them are told of the last.
+    pub removed: Vec<Removed>,
+    /// What that took on the disk, in bytes.
+    pub bytes: u64,
+}
+
 /// What to do with an image that has further names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
@@ -118,6 +127,13 @@ impl Image {
     /// Returns what messages call it: its first name, else its short ID.
     pub fn label(&self) -> String {
         self.names.first().map_or_else(|| self.id.short(), Reference::familiar)
+    }
+
+    /// Returns its labels, sorted; none if its config cannot be read.
+    pub fn labels(&self) -> Vec<(String, String)> {
+        let settings = self.read_config().map(|config| config.settings).unwrap_or_default();
+        let labels = settings.get("Labels").and_then(Value::as_object).cloned().unwrap_or_default();
+        labels.into_iter().map(|(key, value)| (key, value.as_str().unwrap_or_default().to_owned())).collect()
     }
 
     pub(crate) fn read_config(&self) -> Result<Config> {
@@ -198,21 +214,60 @@ impl Store {
             return Err(Error::InUse(why));
         }
         self.refuse_used(id, &catalogue.image(self, found.id)?.label())?;
-        for name in names {
-            self.remove_ref(&name)?;
-            removed.untagged.push(name);
-        }
-        for (manifest, ..) in catalogue.images.get(&found.id).into_iter().flatten() {
-            let path = self.layout().manifests().join(manifest.hex());
-            fs::remove_file(&path).map_err(Error::at("delete", &path))?;
-        }
-        disk::sync_dir(&self.layout().manifests())?;
+        removed = self.remove_records(&catalogue, id)?;
         drop((records, store));
-        removed.image = Some(id);
         // A load that is under way must find what it reuses; a removal does not wait for it.
         if let Some(_store) = Lock::try_exclusive(&self.layout().lock())? {
             removed.deleted = gc::collect(self, gc::Scope::All)?.layers;
         }
+        Ok(removed)
+    }
+
+    /// Removes every image for which `is_meant` and which nothing uses.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn prune_images(&self, is_meant: &dyn Fn(&Image) -> bool) -> Result<Pruned> {
+        let mut pruned = Pruned::default();
+        {
+            let _store = Lock::shared(&self.layout().lock())?;
+            let _records = Lock::exclusive(&self.layout().records_lock())?;
+            let catalogue = Catalogue::read(self)?;
+            for id in catalogue.ids() {
+                let image = catalogue.image(self, id.0)?;
+                let used = match self.refuse_used(id, "") {
+                    Err(error) if error.is_in_use() => true,
+                    unused => unused.map(|()| false)?,
+                };
+                if is_meant(&image) && !used {
+                    for path in catalogue.documents(self, id) {
+                        pruned.bytes += disk::allocated(&path)?;
+                    }
+                    pruned.removed.push(self.remove_records(&catalogue, id)?);
+                }
+            }
+        }
+        if let Some(last) = pruned.removed.last_mut()
+            && let Some(_store) = Lock::try_exclusive(&self.layout().lock())?
+        {
+            let collected = gc::collect(self, gc::Scope::All)?;
+            (last.deleted, pruned.bytes) = (collected.layers, pruned.bytes + collected.bytes);
+        }
+        Ok(pruned)
+    }
+
+    /// Removes an image's names and manifests. The caller holds both locks.
+    fn remove_records(&self, catalogue: &Catalogue, id: ImageId) -> Result<Removed> {
+        let mut removed = Removed { image: Some(id), ..Removed::default() };
+        for name in catalogue.names(id.0) {
+            self.remove_ref(&name)?;
+            removed.untagged.push(name);
+        }
+        for (manifest, ..) in catalogue.images.get(&id.0).into_iter().flatten() {
+            let path = self.layout().manifests().join(manifest.hex());
+            fs::remove_file(&path).map_err(Error::at("delete", &path))?;
+        }
+        disk::sync_dir(&self.layout().manifests())?;
         Ok(removed)
     }
 
@@ -239,39 +294,6 @@ impl Store {
         }
         history.reverse();
         Ok(history)
-    }
-
-    /// Returns what is known of an image, in docker's words.
-    ///
-    /// # Errors
-    /// The disk, or a config that cannot be read.
-    pub fn inspect(&self, image: &Image) -> Result<Value> {
-        let config = image.read_config()?;
-        let digests: BTreeSet<String> =
-            image.names.iter().map(|name| format!("{}@{}", name.familiar_repository(), image.digest)).collect();
-        let platform = config.platform.as_ref();
-        let lower = self.lower(image)?;
-        Ok(json!({
-            "Id": image.id.to_string(),
-            "RepoTags": image.names.iter().map(Reference::familiar).collect::<Vec<_>>(),
-            "RepoDigests": digests,
-            "Digest": image.digest.to_string(),
-            "Created": image.created.map(time::rfc3339),
-            "Author": config.author,
-            "Architecture": platform.map(|p| p.architecture.as_str()).unwrap_or_default(),
-            "Variant": platform.and_then(|p| p.variant.as_deref()).unwrap_or_default(),
-            "Os": platform.map(|p| p.os.as_str()).unwrap_or_default(),
-            "Size": image.size,
-            "Config": config.settings,
-            "RootFS": {
-                "Type": "layers",
-                "Layers": image.diff_ids.iter().map(DiffId::to_string).collect::<Vec<_>>(),
-            },
-            "Store": {
-                "ChainId": image.chain().map(|chain| chain.to_string()),
-                "Index": lower.index,
-            },
-        }))
     }
 
     /// Writes an image's documents and names; returns the names that led to another image before. The caller holds the
@@ -316,7 +338,7 @@ impl Store {
         disk::sync_dir(&self.layout().refs())
     }
 
-    fn ref_path(&self, name: &Reference) -> PathBuf {
+    pub(crate) fn ref_path(&self, name: &Reference) -> PathBuf {
         self.layout().refs().join(Digest::of(name.to_string().as_bytes()).hex())
     }
 
@@ -394,7 +416,11 @@ impl Catalogue {
         let read = image.read_config()?;
         (image.diff_ids, image.created) = (read.diff_ids, read.created);
         for layer in &image.diff_ids {
-            image.size += store.layer_size(layer)?;
+            image.size += match store.layer_size(layer) {
+                // It can still be listed and removed, and loaded again.
+                Err(error) if error.is_not_found() => 0,
+                size => size?,
+            };
         }
         Ok(image)
     }
@@ -498,14 +524,20 @@ fn documents(dir: &Path) -> Result<Vec<(Digest, Vec<u8>, Modified)>> {
 fn read_refs(dir: &Path) -> Result<BTreeMap<Reference, Digest>> {
     let mut refs = BTreeMap::new();
     for file in disk::names(dir)? {
-        let path = dir.join(&file);
-        let Some(bytes) = disk::read_if_there(&path)? else { continue };
-        let corrupt = |why: String| Error::corrupt(path.display(), format!("{why}; delete it and tag the image again"));
-        let record: RefRecord = serde_json::from_slice(&bytes).map_err(|why| corrupt(why.to_string()))?;
-        let name = Reference::parse(&record.name).map_err(|why| corrupt(why.to_string()))?;
-        refs.insert(name, record.manifest.parse().map_err(|why| corrupt(format!("{why}")))?);
+        refs.extend(read_ref(&dir.join(&file))?);
     }
     Ok(refs)
+}
+
+/// Reads a name and the manifest that it leads to; `None` if it is not there any more.
+pub(crate) fn read_ref(path: &Path) -> Result<Option<(Reference, Digest)>> {
+    let Some(bytes) = disk::read_if_there(path)? else { return Ok(None) };
+    let corrupt = |why: String| {
+        Error::corrupt(path.display(), format!("{why}; 'plyfs fsck --repair' removes it, then tag the image again"))
+    };
+    let record: RefRecord = serde_json::from_slice(&bytes).map_err(|why| corrupt(why.to_string()))?;
+    let name = Reference::parse(&record.name).map_err(|why| corrupt(why.to_string()))?;
+    Ok(Some((name, record.manifest.parse().map_err(|why| corrupt(format!("{why}")))?)))
 }
 
 fn parse_name(text: &str) -> Result<Reference> {

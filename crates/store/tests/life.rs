@@ -286,3 +286,22 @@ fn damage_is_told_and_what_can_be_made_again_is() {
     std::fs::write(test.root().join("images/configs").join(image.id.0.hex()), b"{}").unwrap();
     assert!(test.store.image("app").unwrap_err().to_string().contains("has changed"));
 }
+
+#[test]
+fn a_prune_takes_what_is_meant_and_not_in_use() {
+    let test = TestStore::new();
+    let layer = |seed| Layer::plain(Tar::new().file("f", &noise(seed, 100_000)).end());
+    for (seed, name) in [(1, "used"), (2, "named"), (3, "other")] {
+        test.load_layers(name, &[layer(seed)]);
+    }
+    test.store.create_container(&test.store.image("used").unwrap(), None).unwrap();
+    // Another image takes the name: the old one has none now.
+    test.load_layers("other", &[layer(4)]);
+    let pruned = test.store.prune_images(&|image| image.names.is_empty()).unwrap();
+    assert_eq!((pruned.removed.len(), pruned.removed[0].deleted.len()), (1, 1));
+    assert!(pruned.bytes >= 100_000, "{pruned:?}");
+    let pruned = test.store.prune_images(&|_| true).unwrap();
+    assert_eq!((pruned.removed.len(), pruned.removed[1].deleted.len()), (2, 2));
+    assert_eq!(test.store.images().unwrap().len(), 1);
+    assert!(test.store.prune_images(&|_| true).unwrap().removed.is_empty());
+}
