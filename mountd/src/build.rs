@@ -52,7 +52,7 @@ fn open_dirs(dirs: &[PathBuf], options: &Options) -> Result<Scanned, Failure> {
         },
         override_stat: options.xattr_permissions == XattrPermissions::User || !privileged(),
     };
-    Scanned::open(dirs, how).map_err(|error| Failure::new(error.to_string()))
+    Scanned::open_mapped(dirs, how, ids(&options.owners)).map_err(|error| Failure::new(error.to_string()))
 }
 
 /// Tells whether owners and devices can be what they are: without privilege, records stand for them.
@@ -84,6 +84,7 @@ fn settings(options: &Options) -> Settings {
             options::Durability::Volatile => Durability::Volatile,
         },
         always_override: options.xattr_permissions == XattrPermissions::User,
+        user_marks: options.user_xattr,
     }
 }
 

@@ -7,6 +7,7 @@ mod build;
 mod daemon;
 mod failure;
 pub mod fs;
+mod helper;
 pub mod logging;
 pub mod mount;
 pub mod options;
@@ -35,6 +36,14 @@ pub fn run_from_args(args: Vec<OsString>) -> ExitCode {
 pub fn run_with(args: Vec<OsString>, serve: Serve) -> ExitCode {
     let program = Program::called(args.first());
     let words = args.get(1..).unwrap_or_default();
+    let as_helper;
+    let words = match program {
+        Program::MountHelper if words.first().is_none_or(|first| first != DAEMON_WORD) => {
+            as_helper = helper::words(words);
+            as_helper.as_slice()
+        }
+        _ => words,
+    };
     if let Some((DAEMON_WORD, words)) = words.split_first().and_then(|(first, rest)| Some((first.to_str()?, rest))) {
         return daemon::run_in_background(words, program, serve);
     }
@@ -68,12 +77,15 @@ fn say(text: &str) -> Result<(), Failure> {
 enum Program {
     FuseOverlayfs,
     Mountd,
+    /// `mount.fuse3.plyfs`, as mount(8) calls it.
+    MountHelper,
 }
 
 impl Program {
     fn called(argv0: Option<&OsString>) -> Self {
         match argv0.and_then(|argv0| Path::new(argv0).file_name()) {
             Some(name) if name == OsStr::new("fuse-overlayfs") => Program::FuseOverlayfs,
+            Some(name) if helper::is_helper(name) => Program::MountHelper,
             _ => Program::Mountd,
         }
     }
@@ -81,7 +93,7 @@ impl Program {
     fn name(self) -> &'static str {
         match self {
             Program::FuseOverlayfs => "fuse-overlayfs",
-            Program::Mountd => "plyfs-mountd",
+            Program::Mountd | Program::MountHelper => "plyfs-mountd",
         }
     }
 
@@ -89,7 +101,7 @@ impl Program {
     fn kind(self) -> &'static str {
         match self {
             Program::FuseOverlayfs => "fuse-overlayfs",
-            Program::Mountd => "plyfs",
+            Program::Mountd | Program::MountHelper => "plyfs",
         }
     }
 
@@ -98,7 +110,9 @@ impl Program {
         match self {
             // Tools that ask expect fuse-overlayfs's own words.
             Program::FuseOverlayfs => format!("fuse-overlayfs: version 2.0.0 (plyfs {ours})"),
-            Program::Mountd => format!("plyfs-mountd {ours} (takes the options of fuse-overlayfs 2.0.0)"),
+            Program::Mountd | Program::MountHelper => {
+                format!("plyfs-mountd {ours} (takes the options of fuse-overlayfs 2.0.0)")
+            }
         }
     }
 

@@ -144,8 +144,6 @@ pub enum XattrPermissions {
     /// Nothing was asked for.
     #[default]
     Unset,
-    /// `1`: in an xattr that only a privileged process can write.
-    Privileged,
     /// `2`: in `user.containers.override_stat`.
     User,
 }

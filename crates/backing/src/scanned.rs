@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use layer::{FileType, Ino, Name, NameBuf, Slot, Stat, TreePath};
+use overlay::ids::Ids;
 use overlay::{Body, Errno, Error, Lower, LowerEntry, Result};
 use rustix::fs::OFlags;
 use rustix::process::Resource;
@@ -60,6 +61,8 @@ pub struct Options {
 pub struct Scanned {
     layers: Layers,
     options: Options,
+    /// How the union shows owners: taken back where a layer's mount has mapped them already.
+    ids: Ids,
     slots: Slots,
 }
 
@@ -69,11 +72,22 @@ impl Scanned {
     /// # Errors
     /// [`OpenError`] names the layer that cannot be used.
     pub fn open(layers: &[PathBuf], options: Options) -> std::result::Result<Self, OpenError> {
+        Scanned::open_mapped(layers, options, Ids::default())
+    }
+
+    /// As [`Scanned::open`], for a union that maps owners by `ids`.
+    ///
+    /// Runtimes give such a union layers through ID-mapped mounts, where owners are mapped once already. What these show is
+    /// taken back to what the disk has, so that the union's own mapping leads to the same.
+    ///
+    /// # Errors
+    /// As [`Scanned::open`].
+    pub fn open_mapped(layers: &[PathBuf], options: Options, ids: Ids) -> std::result::Result<Self, OpenError> {
         // Half of the descriptors stay free for files.
         let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let layers = Layers::open(layers, usize::try_from(limit / 2).unwrap_or(usize::MAX))?;
         let slots = Slots::new(layers.devices.clone());
-        let scanned = Scanned { layers, options, slots };
+        let scanned = Scanned { layers, options, ids, slots };
         scanned.add_root()?;
         Ok(scanned)
     }
@@ -94,6 +108,7 @@ impl Scanned {
         {
             shown.apply(&mut found.stat);
         }
+        self.unmap(0, &mut found.stat);
         if self.layers.len() > 1 {
             found.stat.nlink = MERGED_NLINK;
         }
@@ -189,6 +204,7 @@ impl Scanned {
     ) -> std::result::Result<Slot, Full> {
         let backing = Backing { dev: shown.attributes.dev, ino: shown.attributes.stat.ino.0 };
         let mut stat = shown.attributes.stat;
+        self.unmap(place.layer, &mut stat);
         let marks = shown.marks.as_deref();
         let what = if stat.kind == FileType::Dir {
             let merged = shown.layers.len() > 1 || marks.is_some_and(|marks| marks.redirect.is_some());
@@ -200,6 +216,13 @@ impl Scanned {
             What::File(if marks.is_some_and(|marks| marks.metacopy) { Content::Below } else { Content::Here })
         };
         adder.add(backing, &stat, (place, name), what)
+    }
+
+    /// Takes back what a layer's own mount has done to owners, where the union does the same.
+    fn unmap(&self, layer: u16, stat: &mut Stat) {
+        if self.layers.is_idmapped(layer) {
+            (stat.uid, stat.gid) = (self.ids.uid.disk(stat.uid), self.ids.gid.disk(stat.gid));
+        }
     }
 
     /// Returns the directory that holds `slot`'s first name; `None` for the root.
@@ -309,6 +332,12 @@ impl Scanned {
             None => sys::xattr_of(dir, attribute),
         });
         match value {
+            Ok(Some(mut value)) if attribute.starts_with(b"system.posix_acl_") => {
+                if self.layers.is_idmapped(self.node(slot)?.place().layer) {
+                    self.ids.acl_to_disk(&mut value);
+                }
+                Ok(Some(value))
+            }
             // A file that this program may not read: an answer, not a broken disk.
             Err(error) if matches!(error.errno(), Errno::EACCES | Errno::EPERM) => Err(error.errno().into()),
             value => value,

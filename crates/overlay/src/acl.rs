@@ -5,6 +5,11 @@ pub const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The attribute that holds what new entries of a directory inherit.
 pub const DEFAULT: &[u8] = b"system.posix_acl_default";
 
+/// Tells whether an attribute is a POSIX ACL.
+pub fn is_acl(name: &[u8]) -> bool {
+    name == ACCESS || name == DEFAULT
+}
+
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;
 const GROUP_OBJ: u16 = 0x04;

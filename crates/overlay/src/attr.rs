@@ -155,13 +155,22 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EEXIST`, `ENODATA` by `how`; `EPERM` for the union's own; `EOPNOTSUPP`, `ENOSPC`, `E2BIG` of the upper's filesystem.
     pub fn set_xattr(&self, id: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
+        if acl::is_acl(name) && self.options.ids.is_mapped() {
+            let mut value = value.to_vec();
+            self.options.ids.acl_to_disk(&mut value);
+            return self.set_xattr_on_disk(id, name, &value, how);
+        }
+        self.set_xattr_on_disk(id, name, value, how)
+    }
+
+    fn set_xattr_on_disk(&self, id: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         let node = self.copy_up(id, Depth::Metadata)?;
         let _path = self.path.read();
         if self.is_gone(&node) && self.open_inode(&node).is_none() {
             return self.set_last_xattr(&node, name, value, how);
         }
         self.with_target(&node, |upper, target| upper.set_xattr(target, name, value, how))?;
-        if name == acl::DEFAULT || name == acl::ACCESS {
+        if acl::is_acl(name) {
             *node.inherit.lock() = None;
         }
         Ok(())

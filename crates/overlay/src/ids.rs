@@ -66,6 +66,41 @@ impl IdMap {
     }
 }
 
+impl Ids {
+    /// Tells whether ids on disk and in the mount differ at all.
+    pub fn is_mapped(&self) -> bool {
+        let mapped = |map: &IdMap| !map.runs.is_empty() || map.squash.is_some();
+        mapped(&self.uid) || mapped(&self.gid)
+    }
+
+    /// Turns the ids in a POSIX ACL from those that programs see into those on disk.
+    pub fn acl_to_disk(&self, acl: &mut [u8]) {
+        map_acl(acl, |id| self.uid.disk(id), |id| self.gid.disk(id));
+    }
+
+    /// Turns the ids in a POSIX ACL from those on disk into those that programs see.
+    pub fn acl_to_shown(&self, acl: &mut [u8]) {
+        map_acl(acl, |id| self.uid.shown(id), |id| self.gid.shown(id));
+    }
+}
+
+/// Changes the ids of named users and groups (linux/posix_acl_xattr.h: four bytes of version, then tag, permissions and id, in
+/// 2, 2 and 4 bytes). What is no ACL is left as it is.
+fn map_acl(acl: &mut [u8], uid: impl Fn(u32) -> u32, gid: impl Fn(u32) -> u32) {
+    const USER: u16 = 2;
+    const GROUP: u16 = 8;
+    let Some(entries) = acl.get_mut(4..).filter(|entries| entries.len() % 8 == 0) else { return };
+    for entry in entries.chunks_exact_mut(8) {
+        let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+        let mapped = match u16::from_le_bytes([entry[0], entry[1]]) {
+            USER => uid(id),
+            GROUP => gid(id),
+            _ => continue,
+        };
+        entry[4..].copy_from_slice(&mapped.to_le_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +111,22 @@ mod tests {
         assert_eq!((map.shown(100_042), map.disk(42)), (42, 100_042));
         assert_eq!(map.shown(7), OVERFLOW);
         assert_eq!(IdMap::default().shown(7), 7);
+    }
+
+    #[test]
+    fn acls_follow_the_ids() {
+        let run = |disk| IdMap { runs: vec![Run { shown: 0, disk, len: 5000 }], ..IdMap::default() };
+        let ids = Ids { uid: run(100_000), gid: run(200_000) };
+        let entry = |tag: u16, id: u32| [&tag.to_le_bytes()[..], &7u16.to_le_bytes(), &id.to_le_bytes()].concat();
+        let acl = |user, group| [&2u32.to_le_bytes()[..], &entry(2, user), &entry(8, group), &entry(16, 42)].concat();
+        let mut value = acl(33, 42);
+        ids.acl_to_disk(&mut value);
+        assert_eq!(value, acl(100_033, 200_042));
+        ids.acl_to_shown(&mut value);
+        assert_eq!(value, acl(33, 42));
+        let mut short = vec![2, 0, 0, 0, 1];
+        ids.acl_to_disk(&mut short);
+        assert_eq!(short, [2, 0, 0, 0, 1]);
     }
 
     #[test]

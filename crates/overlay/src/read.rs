@@ -182,6 +182,14 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `ENODATA` if there is none (getxattr(2)).
     pub fn xattr(&self, id: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let mut value = self.xattr_on_disk(id, name)?;
+        if crate::acl::is_acl(name) && self.options.ids.is_mapped() {
+            self.options.ids.acl_to_shown(&mut value);
+        }
+        Ok(value)
+    }
+
+    fn xattr_on_disk(&self, id: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let slot = match self.at(id)? {
             At::Lower(slot) => slot,
             At::Node(node) if node.in_upper() => {

@@ -108,12 +108,12 @@ impl Draft {
             "squash_to_root" => self.squash_to_root = given.bare()?,
             "squash_to_uid" => self.owners.squash_uid = Some(given.number(0..=u32::MAX - 1)?),
             "squash_to_gid" => self.owners.squash_gid = Some(given.number(0..=u32::MAX - 1)?),
+            "xattr_permissions" if given.value.as_deref() == Some(b"1") => {
+                return Err(given.bad("owners are not kept in a privileged attribute; 2 keeps them in a user's"));
+            }
             "xattr_permissions" => {
-                self.xattr_permissions = given.one_of(&[
-                    ("0", XattrPermissions::Unset),
-                    ("1", XattrPermissions::Privileged),
-                    ("2", XattrPermissions::User),
-                ])?;
+                self.xattr_permissions =
+                    given.one_of(&[("0", XattrPermissions::Unset), ("2", XattrPermissions::User)])?;
             }
             "static_nlink" if given.bare()? => self.dir_nlink = DirNlink::One,
             "plyfs.nlink" => {

@@ -60,8 +60,8 @@ pub const OPTIONS: &[Known] = &[
     obeyed("squash_to_uid=UID", "Everything belongs to this user."),
     obeyed("squash_to_gid=GID", "Everything belongs to this group."),
     obeyed(
-        "xattr_permissions=0|1|2",
-        "Owner and mode are kept in an xattr: 1 a privileged one, 2 user.containers.override_stat.",
+        "xattr_permissions=0|2",
+        "2: owner, mode and kind are kept in user.containers.override_stat, also where the disk could hold them; 1 is refused.",
     ),
     obeyed("static_nlink", "The link count of a directory is always 1."),
     obeyed("noacl", "POSIX ACLs are neither shown nor taken."),

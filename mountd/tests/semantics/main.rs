@@ -19,6 +19,7 @@ mod io;
 mod lazy;
 mod locks;
 mod names;
+mod owners;
 mod passthrough;
 mod readdir;
 mod renames;

@@ -49,7 +49,11 @@ impl<L: Lower> OnDisk<L> {
 
     fn mount(&mut self) -> Result<(), String> {
         let at = |name| self.top.path().join(name);
-        let settings = UpperSettings { durability: self.how.durability, always_override: self.how.always_override };
+        let settings = UpperSettings {
+            durability: self.how.durability,
+            always_override: self.how.always_override,
+            user_marks: false,
+        };
         let upper = UpperDir::open(&at("upper"), &at("work"), settings).map_err(|error| format!("mount: {error}"))?;
         let options = Options {
             small: self.settings.small,

@@ -44,6 +44,8 @@ pub(super) struct Layers {
     /// Some file may have a POSIX ACL.
     pub(super) acls: bool,
     pub(super) kept_by: KeptBy,
+    /// Mounts that show owners otherwise than the disk has them (`MOUNT_ATTR_IDMAP`): by layer.
+    idmapped: Vec<bool>,
 }
 
 #[derive(Debug)]
@@ -82,7 +84,19 @@ impl Layers {
             return Err(OpenError::Count(given.len()));
         };
         let kept_by = top.base.kept_by();
-        Ok(Layers { devices: stack.devices, key: stack.key.digest(), acls: stack.acls, kept_by, list: stack.list })
+        Ok(Layers {
+            devices: stack.devices,
+            key: stack.key.digest(),
+            acls: stack.acls,
+            kept_by,
+            idmapped: stack.idmapped,
+            list: stack.list,
+        })
+    }
+
+    /// Tells whether a layer is reached through a mount that maps owners itself.
+    pub(super) fn is_idmapped(&self, layer: u16) -> bool {
+        self.idmapped.get(usize::from(layer)).copied().unwrap_or(false)
     }
 
     pub(super) fn len(&self) -> u16 {
@@ -119,6 +133,9 @@ struct Stack {
     devices: Vec<u64>,
     key: Xxh3,
     acls: bool,
+    idmapped: Vec<bool>,
+    /// The mounts that map owners, read when the first layer asks.
+    mapping: Option<HashSet<u64>>,
     /// What layers beyond the limit of descriptors are reached through, and where that is.
     shared: Vec<(PathBuf, Arc<ReadOnly>)>,
 }
@@ -135,6 +152,9 @@ impl Stack {
             return Ok(());
         }
         self.note(&root)?;
+        let mapping = self.mapping.get_or_insert_with(idmapped_mounts);
+        let idmapped = !mapping.is_empty() && mount_id(root.dir.as_fd()).is_some_and(|id| mapping.contains(&id));
+        self.idmapped.push(idmapped);
         let layer = match self.list.len() < descriptors {
             true => own(root),
             false => self.through_shared(root),
@@ -205,6 +225,19 @@ fn beneath(base: &ReadOnly, above: &Path, real: &Path, id: Id) -> Option<TreePat
 
 fn real_path(dir: BorrowedFd<'_>) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).ok().filter(|path| path.is_absolute())
+}
+
+/// Returns the numbers of the mounts that map owners, as `/proc/self/mountinfo` has them (proc(5)).
+fn idmapped_mounts() -> HashSet<u64> {
+    // Without /proc nothing is known of them, and owners count as they are seen.
+    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let is_mapped =
+        |fields: &[&[u8]]| fields.get(5).is_some_and(|flags| flags.split(|&b| b == b',').any(|f| f == b"idmapped"));
+    text.split(|&b| b == b'\n')
+        .map(|line| line.split(|&b| b == b' ').take(6).collect::<Vec<_>>())
+        .filter(|fields| is_mapped(fields))
+        .filter_map(|fields| std::str::from_utf8(fields[0]).ok()?.parse().ok())
+        .collect()
 }
 
 fn mount_id(dir: BorrowedFd<'_>) -> Option<u64> {

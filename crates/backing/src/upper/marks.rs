@@ -41,10 +41,11 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    /// Finds out whether `trusted.*` can be used; without privilege it is `user.*`, as the kernel's `userxattr` has it.
-    pub(super) fn probe(tmp: &OwnedFd, always: bool) -> Self {
+    /// Finds out whether `trusted.*` can be used; without privilege it is `user.*`, as the kernel's `userxattr` has it, and so
+    /// it is where `user` asks for it.
+    pub(super) fn probe(tmp: &OwnedFd, always: bool, user: bool) -> Self {
         let trusted = rustix::fs::fsetxattr(tmp, "trusted.plyfs.probe", b"y", XattrFlags::empty()).is_ok();
-        let prefix = if trusted { "trusted." } else { "user." };
+        let prefix = if trusted && !user { "trusted." } else { "user." };
         Space { prefix, overrides: always || !trusted, always, epoch: 0 }
     }
 

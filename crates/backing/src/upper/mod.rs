@@ -80,6 +80,8 @@ pub struct Settings {
     pub durability: Durability,
     /// Owners, modes and kinds are recorded in `user.containers.override_stat` even where they could be set (`xattr_permissions`).
     pub always_override: bool,
+    /// Marks are `user.*` attributes even where `trusted.*` could be written (`userxattr`).
+    pub user_marks: bool,
 }
 
 /// Turns an error of the system into an answer or a fault.
@@ -128,7 +130,7 @@ impl UpperDir {
         let partial = subdir(&own, "partial").map_err(doing("make plyfs/partial in workdir", work))?;
         let noted = noted_epoch(&own).map_err(doing("read plyfs/unsynced in workdir", work))?;
         let identity = Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        let mut space = marks::Space::probe(&tmp, settings.always_override);
+        let mut space = marks::Space::probe(&tmp, settings.always_override, settings.user_marks);
         space.epoch = noted.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |now| now.as_nanos() as u64));
         let this = UpperDir {
             root: Arc::new(root),
