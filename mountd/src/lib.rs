@@ -36,20 +36,16 @@ pub fn run_from_args(args: Vec<OsString>) -> ExitCode {
 pub fn run_with(args: Vec<OsString>, serve: Serve) -> ExitCode {
     let program = Program::called(args.first());
     let words = args.get(1..).unwrap_or_default();
-    let as_helper;
-    let words = match program {
-        Program::MountHelper if words.first().is_none_or(|first| first != DAEMON_WORD) => {
-            as_helper = helper::words(words);
-            as_helper.as_slice()
-        }
-        _ => words,
-    };
+    let asked = (program == Program::MountHelper && words.first().is_none_or(|first| first != DAEMON_WORD))
+        .then(|| helper::asked(words));
+    let words = asked.as_ref().map_or(words, |asked| asked.words.as_slice());
     if let Some((DAEMON_WORD, words)) = words.split_first().and_then(|(first, rest)| Some((first.to_str()?, rest))) {
         return daemon::run_in_background(words, program, serve);
     }
     let done = options::parse(words).and_then(|call| match call {
         Call::Help => say(&program.help()),
         Call::Version => say(&program.version()),
+        Call::Mount(_) if asked.as_ref().is_some_and(|asked| asked.fake) => Ok(()),
         Call::Mount(options) if options.stay == Stay::Foreground => daemon::run_in_foreground(*options, program, serve),
         Call::Mount(_) => daemon::start_again(args.first(), words).map(drop),
     });

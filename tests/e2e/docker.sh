@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs dockerd with plyfs-mountd as its fuse-overlayfs, and containerd and mount(8) by way of mount.fuse3.
 #
-# usage: docker.sh MOUNTD LAYOUT     (as root; LAYOUT from scripts/make-images.sh; MOUNTD the built program)
+# usage: docker.sh MOUNTD LAYOUT [docker|mount]     (as root; LAYOUT from scripts/make-images.sh; MOUNTD the built program)
 #
 # The daemons started here have directories and sockets of their own in a scratch directory; that is removed, and whatever was
 # mounted or started is taken away, also when a step fails. Those of the machine, if there are any, are left alone.
@@ -19,7 +19,8 @@ fi
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 layout=$(readlink -f "$2")
 scratch=$(mktemp -d /var/tmp/plyfs-docker.XXXXXX)
-trap 'clear_away "$scratch"' EXIT
+trap '[ "$BASHPID" != $$ ] || clear_away "$scratch"' EXIT
+trap 'exit 143' INT TERM
 mkdir -p "$scratch"/{bin,sbin,tmp,ns}
 install -m 755 "$1" "$scratch/bin/plyfs-mountd"
 ln -s plyfs-mountd "$scratch/bin/fuse-overlayfs"
@@ -41,6 +42,7 @@ stop_docker() { kill "$dockerd"; wait "$dockerd" || true; }
 run() { docker run --network none "$@"; }
 rows() { tr '\n' ' ' | sed 's/ $//'; }
 
+with_docker() {
 start_docker
 expect "docker info names the driver" fuse-overlayfs docker info --format '{{.Driver}}'
 for image in base redis python; do
@@ -112,12 +114,20 @@ for image in built changed; do docker rmi -f $image >/dev/null; done
 same "no layer of an image was changed" "$before" sh -c "find '$scratch/data/fuse-overlayfs' -path '*/diff/*' -printf '%P %y %m %U:%G %s %l\n' | sort | sha256sum"
 no_mounts_below "$scratch/data"
 stop_docker
+}
 
 # --- mount(8), mount.fuse3 and containerd ------------------------------------------------------------------------------------
+with_mount() {
 mkdir -p "$scratch"/m/{lower,upper,work,target,own}
 echo below > "$scratch/m/lower/f"
 dirs="workdir=$scratch/m/work,upperdir=$scratch/m/upper,lowerdir=$scratch/m/lower"
-expect "mount -t fuse3.PROGRAM mounts" below sh -c "mount -t fuse3.plyfs-mountd overlay $scratch/m/target -o '$dirs,dev,suid' && cat $scratch/m/target/f"
+# Helpers of mount(8) lie in /sbin, and it gives them a PATH of its own: ours are put there for this namespace alone.
+sbin=$(readlink -f /sbin)
+ln -s "$scratch/bin/plyfs-mountd" "$scratch/sbin/mount.fuse3.plyfs"
+ln -s "$scratch/bin/plyfs-mountd" "$scratch/sbin/mount.fuse.plyfs"
+ln -s "$scratch/bin/plyfs-mountd" "$scratch/sbin/plyfs-mountd"
+mount -t overlay -o "ro,lowerdir=$scratch/sbin:$sbin" overlay "$sbin"
+expect "mount -t fuse.PROGRAM mounts" below sh -c "mount -t fuse.plyfs-mountd overlay $scratch/m/target -o '$dirs,dev,suid' && cat $scratch/m/target/f"
 umount "$scratch/m/target"
 no_mounts_below "$scratch/m"
 for i in $(seq 100); do pgrep -f "__mountd.*$scratch/m/" >/dev/null || break; sleep 0.1; done
@@ -125,11 +135,6 @@ for i in $(seq 100); do pgrep -f "__mountd.*$scratch/m/" >/dev/null || break; sl
 expect "mount.fuse3 SOURCE TARGET -o OPTIONS -t PROGRAM mounts" below sh -c "mount.fuse3 overlay $scratch/m/target -o '$dirs,dev,suid' -t $scratch/bin/plyfs-mountd && cat $scratch/m/target/f"
 umount "$scratch/m/target"
 for i in $(seq 100); do pgrep -f "__mountd.*$scratch/m/" >/dev/null || break; sleep 0.1; done
-# Helpers of mount(8) lie in /sbin: one is put there for this namespace alone.
-sbin=$(readlink -f /sbin)
-ln -s "$scratch/bin/plyfs-mountd" "$scratch/sbin/mount.fuse3.plyfs"
-ln -s "$scratch/bin/plyfs-mountd" "$scratch/sbin/mount.fuse.plyfs"
-mount -t overlay -o "ro,lowerdir=$scratch/sbin:$sbin" overlay "$sbin"
 for type in fuse3.plyfs fuse.plyfs; do
   expect "mount -t $type mounts by its helper" "fuse.plyfs below" sh -c "mount -v -t $type overlay $scratch/m/target -o '$dirs' >&2 && echo \$(findmnt -n -o FSTYPE $scratch/m/target) \$(cat $scratch/m/target/f)"
   umount "$scratch/m/target"
@@ -159,10 +164,13 @@ image=$(C images ls -q | head -n 1)
 mkdir "$scratch/image"
 C images mount "$image" "$scratch/image" >/dev/null
 plyfs-mountd -o "lowerdir=$scratch/image,upperdir=$scratch/m/upper,workdir=$scratch/m/work" "$scratch/m/target"
-expect "containerd runs a container on a mount" "fuse.plyfs" C run --rm --rootfs "$scratch/m/target" one sh -c 'echo kept > /root/kept; grep " / " /proc/mounts'
-expect "a second container finds what the first wrote" kept C run --rm --rootfs "$scratch/m/target" two cat /root/kept
+expect "containerd runs a container on a mount" "fuse.plyfs" C run --rm --rootfs "$scratch/m/target" one /bin/sh -c 'echo kept > /root/kept; /bin/grep " / " /proc/mounts'
+expect "a second container finds what the first wrote" kept C run --rm --rootfs "$scratch/m/target" two /bin/cat /root/kept
 umount "$scratch/m/target"
 no_mounts_below "$scratch/m"
 umount "$scratch/image"
 kill "$containerd"; wait "$containerd" || true
+}
+
+for part in ${3:-docker mount}; do "with_$part"; done
 printf 'passed %s\n' "$passed"

@@ -220,7 +220,8 @@ fi
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 layout=$(readlink -f "$2") user=${PLYFS_TEST_USER:-plyfs-ci}
 scratch=$(mktemp -d /var/tmp/plyfs-podman.XXXXXX)
-trap 'clear_away "$scratch"' EXIT
+trap '[ "$BASHPID" != $$ ] || clear_away "$scratch"' EXIT
+trap 'exit 143' INT TERM
 chmod 755 "$scratch"
 mkdir "$scratch/bin"
 install -m 755 "$1" "$scratch/bin/plyfs-mountd"

@@ -39,3 +39,18 @@ fn known(dir: &Path) -> BTreeSet<String> {
     }
     names
 }
+
+#[test]
+fn mountd_md_lists_every_option_as_the_program_knows_it() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/mountd.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let cell = |text: &str| text.replace('|', "\\|");
+    let rows: Vec<_> = mountd::options::OPTIONS
+        .iter()
+        .map(|known| format!("| `{}` | {} |", cell(known.spelled), cell(known.meaning)))
+        .collect();
+    let missing: Vec<_> = rows.iter().filter(|row| !page.contains(row.as_str())).map(String::as_str).collect();
+    assert!(missing.is_empty(), "docs/mountd.md lacks or tells otherwise:\n{}", missing.join("\n"));
+    let stale = page.lines().filter(|line| line.starts_with("| `") && !rows.iter().any(|row| row == line));
+    assert_eq!(stale.collect::<Vec<_>>(), Vec::<&str>::new(), "docs/mountd.md has rows of no option");
+}
