@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::fs::{FOREVER, Fs, Wishes};
 use crate::options::{self, DirNlink, Feature, ImageLower, LowerDirs, Options, Owners, XattrPermissions};
-use crate::{Daemon, Failure};
+use crate::{Daemon, Failure, Settle};
 
 /// Builds the union that `options` describe, and serves it until the mount ends.
 ///
@@ -75,6 +75,26 @@ fn serve<L: Lower>(options: &Options, daemon: Daemon, lower: L, space_of: &Path)
     let fs = Fs::new(overlay, wishes);
     let started = fs.on_start();
     daemon.serve(options, fs, started)
+}
+
+/// Brings the upper that `options` name to rest, without a mount.
+pub(crate) fn settle(options: &Options, how: Settle) -> Result<(), Failure> {
+    match &options.lower {
+        LowerDirs::Image(image) => settle_over(options, open_image(image)?, how),
+        LowerDirs::Plain(dirs) => settle_over(options, open_dirs(dirs, options)?, how),
+    }
+}
+
+fn settle_over<L: Lower>(options: &Options, lower: L, how: Settle) -> Result<(), Failure> {
+    let upper = options.upper.as_ref().map(|dirs| UpperDir::open(&dirs.upper, &dirs.work, settings(options)));
+    let upper = upper.transpose().map_err(failure)?;
+    let settings = overlay::Options { ids: ids(&options.owners), ..overlay::Options::default() };
+    let overlay = Overlay::new(lower, upper, settings).map_err(failure)?;
+    let settled = match how {
+        Settle::AtRest => overlay.settle(),
+        Settle::Plain => overlay.settle_plain(),
+    };
+    settled.map_err(failure)
 }
 
 fn settings(options: &Options) -> Settings {

@@ -74,6 +74,10 @@ pub(crate) fn run_in_foreground(mut options: Options, program: Program, serve: S
     let life = Life::begin(Report::ToNobody);
     let destination = options.log.as_deref().map_or(Destination::Terminal, Destination::File);
     let done = run(&life, &options, destination, program, serve);
+    if let (Err(failure), Some(_)) = (&done, &options.log) {
+        // Standard error tells it too, but may have no reader.
+        log::error!("{failure}");
+    }
     log::logger().flush();
     done
 }

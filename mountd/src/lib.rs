@@ -58,6 +58,24 @@ pub fn run_with(args: Vec<OsString>, serve: Serve) -> ExitCode {
     }
 }
 
+/// How far an upper is brought to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settle {
+    /// As the end of a mount does: plain kernel-overlayfs format, with redirects and metadata-only copies.
+    AtRest,
+    /// Without these, so that the kernel's overlayfs shows it to ordinary users too (`userxattr`).
+    Plain,
+}
+
+/// Brings the upper that mount options name to rest, without a mount; the mount point that they name is not touched.
+///
+/// # Errors
+/// One line: the upper is in use, something is missing, or the disk is full; what was done until then stays done.
+pub fn settle(options: &Options, how: Settle) -> Result<(), Failure> {
+    options.check()?;
+    build::settle(options, how)
+}
+
 fn say(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
         // `--help | head` has seen enough.

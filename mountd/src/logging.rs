@@ -72,13 +72,22 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let text = one_line(&record.args().to_string());
-            self.0.lock().take(record.level(), &text, Instant::now());
+            let level = if is_late_reply(record.target(), &text) { Level::Debug } else { record.level() };
+            if level <= log::max_level() {
+                self.0.lock().take(level, &text, Instant::now());
+            }
         }
     }
 
     fn flush(&self) {
         self.0.lock().settle_all();
     }
+}
+
+/// Tells whether the FUSE library complains of a reply that nobody waits for any more: the program was interrupted, or the last
+/// RELEASE met the end of the mount. The kernel answers ENOENT then, which means just that (fuse_dev_do_write).
+fn is_late_reply(target: &str, text: &str) -> bool {
+    target.starts_with("fuser") && text.starts_with("Failed to send FUSE reply: No such file or directory")
 }
 
 enum Sink {
@@ -215,6 +224,15 @@ mod tests {
         ] {
             assert_eq!(Timestamp(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), shown);
         }
+    }
+
+    #[test]
+    fn reply_that_nobody_waits_for_is_no_error() {
+        let late = "Failed to send FUSE reply: No such file or directory (os error 2)";
+        assert!(is_late_reply("fuser::reply", late));
+        assert!(
+            !is_late_reply("mountd::fs", late) && !is_late_reply("fuser::reply", "Failed to send FUSE reply: EINVAL")
+        );
     }
 
     #[test]

@@ -8,16 +8,20 @@ use std::os::unix::process::CommandExt;
 use backing::upper::Durability;
 use plyfs_tests::model::choose::Means;
 use plyfs_tests::model::on_disk::{self, How};
-use plyfs_tests::model::run::{Trial, asked};
+use plyfs_tests::model::run::{Amount, Case, Settings, Trial, asked};
 use plyfs_tests::model::stack::Form;
 
 const PLAIN: How = How { form: Form::Dirs, durability: Durability::Volatile, always_override: false };
 
 fn random_cases(stacks: u64, how: How) {
-    let (first, stacks, ops) = asked(stacks, 50);
+    random_cases_as(stacks, how, &|case| case.clone());
+}
+
+fn random_cases_as(stacks: u64, how: How, change: &dyn Fn(&Case) -> Case) {
+    let (first, stacks, ops) = asked(Amount(stacks, stacks * 20, 50));
     let tree = |stack: &_| on_disk::tree(how.form, stack);
     let means = Means { privileged: on_disk::privileged(), ..Means::ALL };
-    let trial = Trial { form: how.form, means, ops, run: &|case| on_disk::run(case, how), tree: &tree };
+    let trial = Trial { form: how.form, means, ops, run: &|case| on_disk::run(&change(case), how), tree: &tree };
     let compared = trial.run(first, stacks);
     println!("{compared} operations over {stacks} stacks");
 }
@@ -30,6 +34,17 @@ fn plain_directories_with_an_upper_look_like_a_plain_tree() {
 #[test]
 fn an_image_with_an_upper_looks_like_a_plain_tree() {
     random_cases(60, How { form: Form::Image, ..PLAIN });
+}
+
+/// Open files without a name are handed over as descriptors.
+#[test]
+fn a_session_over_a_disk_goes_on_when_it_is_taken_up() {
+    for form in [Form::Dirs, Form::Image] {
+        for every in [1, 5] {
+            let settings = |case: &Case| Settings { resume_every: every, ..case.settings };
+            random_cases_as(20, How { form, ..PLAIN }, &|case| Case { settings: settings(case), ..case.clone() });
+        }
+    }
 }
 
 #[test]

@@ -1,23 +1,24 @@
 //! The model over the pure core: everything in memory. Failures that were found stay here by hand, each with its story.
 //!
 //! `PLYFS_MODEL_STACKS` and `PLYFS_MODEL_OPS` say how many stacks of how many operations are tried, `PLYFS_MODEL_SEED` where the
-//! seeds begin: the nightly tier runs `PLYFS_MODEL_STACKS=10000 PLYFS_MODEL_OPS=100` in a release build.
+//! seeds begin. `PLYFS_NIGHTLY=1` tries 10,000 stacks of 100 operations each.
 
 use layer::fixture::{Item, dir, file, hardlink, object};
 use overlay::Access::{Read, Truncate, Write};
-use overlay::Caller;
 use overlay::Privilege::{Drops, Keeps};
 use overlay::RenameFlags::{Exchange, NoReplace, Replace};
 use overlay::upper::SetXattr;
+use overlay::{Caller, Overlay};
 use plyfs_tests::model::choose::Means;
 use plyfs_tests::model::crash::{self, Blow};
 use plyfs_tests::model::in_memory;
+use plyfs_tests::model::memory::{Disk, MemoryUpper};
 use plyfs_tests::model::op::{Kind, Op, p};
-use plyfs_tests::model::run::{Case, Settings, Trial, asked};
-use plyfs_tests::model::stack::{Form, Stack};
+use plyfs_tests::model::run::{Amount, Case, Settings, Trial, asked};
+use plyfs_tests::model::stack::{Form, Stack, fold};
 
-fn random_cases(stacks: u64, ops: usize, run: &dyn Fn(&Case) -> Result<u64, String>) {
-    let (first, stacks, ops) = asked(stacks, ops);
+fn random_cases(amount: Amount, run: &dyn Fn(&Case) -> Result<u64, String>) {
+    let (first, stacks, ops) = asked(amount);
     let trial = Trial { form: Form::Image, means: Means::ALL, ops, run, tree: &in_memory::tree };
     let compared = trial.run(first, stacks);
     println!("{compared} operations over {stacks} stacks");
@@ -25,17 +26,28 @@ fn random_cases(stacks: u64, ops: usize, run: &dyn Fn(&Case) -> Result<u64, Stri
 
 #[test]
 fn random_operations_over_random_stacks_look_like_a_plain_tree() {
-    random_cases(400, 60, &in_memory::run);
+    random_cases(Amount(300, 10_000, 100), &in_memory::run);
 }
 
 #[test]
 fn a_crash_at_any_step_leaves_the_tree_before_or_after() {
-    random_cases(60, 40, &|case| crash::run(case, Blow::Crash));
+    random_cases(Amount(60, 1500, 40), &|case| crash::run(case, Blow::Crash));
 }
 
 #[test]
 fn a_full_disk_at_any_step_leaves_the_tree_as_it_was() {
-    random_cases(60, 40, &|case| crash::run(case, Blow::Full));
+    random_cases(Amount(60, 1500, 40), &|case| crash::run(case, Blow::Full));
+}
+
+/// The same case with the union dropped and made anew after every so many operations.
+fn resumed(case: &Case, every: usize) -> Case {
+    Case { settings: Settings { resume_every: every, ..case.settings }, ..case.clone() }
+}
+
+#[test]
+fn a_session_that_is_taken_up_goes_on_as_if_nothing_had_happened() {
+    random_cases(Amount(100, 1500, 60), &|case| in_memory::run(&resumed(case, 1)));
+    random_cases(Amount(100, 1500, 60), &|case| in_memory::run(&resumed(case, 7)));
 }
 
 /// Runs a sequence that failed once, however it is watched and interrupted.
@@ -43,9 +55,10 @@ fn keep<const N: usize>(stack: [Vec<Item>; N], ops: &[Op]) {
     let stack: Stack = stack.into_iter().collect();
     for (small, lazy_min) in [(0, 1), (0, u64::MAX), (1000, 1), (1000, u64::MAX)] {
         for (open_dirs, look_every) in [(1, 0), (1000, 0), (1000, 1)] {
-            let settings = Settings { small, open_dirs, lazy_min, look_every };
+            let settings = Settings { small, open_dirs, lazy_min, look_every, resume_every: 0 };
             let case = Case { stack: stack.clone(), settings, ops: ops.to_vec() };
             in_memory::run(&case).unwrap_or_else(|why| panic!("{why}\n{case:?}"));
+            in_memory::run(&resumed(&case, 1)).unwrap_or_else(|why| panic!("resumed: {why}\n{case:?}"));
             for blow in [Blow::Crash, Blow::Full] {
                 crash::run(&case, blow).unwrap_or_else(|why| panic!("{blow:?}: {why}\n{case:?}"));
             }
@@ -73,6 +86,55 @@ fn an_open_file_without_a_name_keeps_its_attributes() {
     // The same of a metadata-only copy: its attributes are in the upper, its body is not.
     let change = Op::SetXattr(p("d/e"), p("user.z"), b"z".to_vec(), SetXattr::Any);
     keep(below(), &[&[change, open], &after[..]].concat());
+}
+
+/// A change of owner left the capabilities of a lower file that had lost its name.
+#[test]
+fn an_open_file_without_a_name_loses_capabilities_with_its_owner() {
+    let capability = plyfs_tests::model::stack::capability();
+    let below = [vec![file("b/c", "content").xattr("trusted.t", "t").xattr("security.capability", capability)]];
+    let ops = [
+        Op::Open(3, p("b/c"), Read, Keeps),
+        Op::Unlink(p("b/c")),
+        Op::ChownOpen(3, Some(1000), None),
+        Op::XattrsOpen(3),
+    ];
+    keep(below, &ops);
+}
+
+/// Readers who were left behind with the old bytes still had the number when the mount ended: the copy got no names, and was
+/// removed with the index.
+#[test]
+fn a_hard_linked_copy_is_kept_although_old_readers_are_left_behind() {
+    let below: Stack = vec![vec![object("a", "lower"), hardlink("b", "a"), hardlink("c", "a")]];
+    let upper = MemoryUpper::new(Disk::new());
+    let mount = |upper: &MemoryUpper| {
+        Overlay::new(fold(&below), Some(upper.clone()), overlay::Options::default()).expect("the layers mount")
+    };
+    let find = |overlay: &Overlay<_, MemoryUpper>, name: &'static str| {
+        let name = layer::Name::new(name.as_bytes()).expect("a name");
+        overlay.lookup(overlay::ROOT, name).expect("a lookup").map(|attr| (attr.id, attr.stat.nlink))
+    };
+    let overlay = mount(&upper);
+    let (old, _) = find(&overlay, "a").expect("a");
+    overlay.open(old, Read, Keeps).map(drop).expect("a reader");
+    assert!(overlay.detach(old, Write).expect("a copy").is_some());
+    let (new, _) = find(&overlay, "b").expect("b");
+    assert_ne!(new, old);
+    overlay.open(new, Write, Keeps).map(drop).expect("a writer");
+    overlay.write(new, 0, b"upper", Keeps).expect("a write");
+    overlay.unlink(overlay::ROOT, layer::Name::new(b"c").expect("a name")).expect("a name less");
+    assert_eq!(find(&overlay, "a"), Some((new, 2)));
+    overlay.settle().expect("at rest");
+    drop(overlay);
+    let again = mount(&MemoryUpper::new(upper.disk().recovered()));
+    for name in ["a", "b"] {
+        let (id, nlink) = find(&again, name).expect(name);
+        again.open(id, Read, Keeps).map(drop).expect("a reader");
+        let read = again.read(id, 0, &mut [0; 16], <[u8]>::to_vec).expect("a read");
+        assert_eq!((read.as_slice(), nlink), (&b"upper"[..], 2), "{name}");
+    }
+    assert_eq!(find(&again, "c"), None);
 }
 
 /// A hard-linked file that was copied up by one name and forgotten was copied up again by the other.

@@ -12,12 +12,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use layer::fixture::ItemKind;
+use mountd::Settle;
+use mountd::options::Call;
 use plyfs_tests::model::choose::Means;
 use plyfs_tests::model::dirs::{survey, unchanged, write_stack};
 use plyfs_tests::model::mounted::{Ghosts, Mounted, Place, Server, look_at};
 use plyfs_tests::model::on_disk;
 use plyfs_tests::model::op::{Kind, Op};
-use plyfs_tests::model::run::{Case, Run, Subject, Trial, asked};
+use plyfs_tests::model::run::{Amount, Case, Run, Subject, Trial, asked};
 use plyfs_tests::model::stack::{Form, new_root, tree_of};
 use plyfs_tests::model::tree::{Inode, When};
 use plyfs_tests::model::view::same;
@@ -33,10 +35,13 @@ const TESTS: &[(&str, fn())] = &[
     ("the_kernel_shows_an_upper_of_ours_as_we_do", || random_cases(25, &kernel_reads_ours)),
     ("we_show_an_upper_of_the_kernels_as_it_does", || random_cases(25, &|case| ours_reads_kernel(case, KERNEL))),
     ("we_show_an_indexed_upper_of_the_kernels_as_it_does", || {
-        // The kernel's index of hard-linked origins is not read yet: stacks without hard links only.
-        let options = "metacopy=on,redirect_dir=on,index=on,xino=off";
-        random_cases(15, &|case| ours_reads_kernel(&without_links(case), options));
+        random_cases(25, &|case| ours_reads_kernel(case, "metacopy=on,redirect_dir=on,index=on,xino=off"));
     }),
+    ("a_plainly_settled_upper_shows_the_same_by_the_kernel", || random_cases(25, &kernel_reads_plain)),
+    ("a_former_upper_of_ours_is_a_layer_for_us_and_the_kernel", || {
+        random_cases(20, &|case| as_layer(case, Writer::Ours))
+    }),
+    ("a_former_upper_of_the_kernels_is_a_layer_here", || random_cases(20, &|case| as_layer(case, Writer::Kernel))),
 ];
 
 fn main() -> ExitCode {
@@ -60,7 +65,7 @@ fn main() -> ExitCode {
 }
 
 fn random_cases(stacks: u64, run: &dyn Fn(&Case) -> Result<u64, String>) {
-    let (first, stacks, ops) = asked(stacks, 40);
+    let (first, stacks, ops) = asked(Amount(stacks, stacks * 20, 40));
     let tree = |stack: &_| on_disk::tree(Form::Dirs, stack);
     let means = Means { callers: false, ..Means::ALL };
     let run = |case: &Case| run(&without_set_id(case));
@@ -82,12 +87,6 @@ fn without_set_id(case: &Case) -> Case {
             _ => {}
         }
     }
-    case
-}
-
-fn without_links(case: &Case) -> Case {
-    let mut case = case.clone();
-    case.stack.iter_mut().for_each(|layer| layer.retain(|item| !matches!(item.kind, ItemKind::Hardlink(_))));
     case
 }
 
@@ -156,6 +155,85 @@ fn kernel_reads_ours(case: &Case) -> Result<u64, String> {
     Ok(compared)
 }
 
+fn kernel_reads_plain(case: &Case) -> Result<u64, String> {
+    let stage = Stage::new(case)?;
+    let (mut mount, compared) = run_ours(case, &stage, &[])?;
+    let here = look_at(mount.target(), Ghosts::Refuse)?;
+    mount.end()?;
+    settle_plain(&stage.place)?;
+    let plain = "metacopy=off,redirect_dir=nofollow,index=off,xino=off";
+    let mut kernel = Mounted::new(Server::Kernel(plain.into()), stage.other())?;
+    same(&here, &look_at(kernel.target(), Ghosts::Ignore)?).map_err(|why| format!("ours and the kernel's: {why}"))?;
+    kernel.end()?;
+    let mut mount = Mounted::new(Server::Ours(Vec::new()), stage.place.clone())?;
+    same(&here, &look_at(mount.target(), Ghosts::Refuse)?).map_err(|why| format!("before and after: {why}"))?;
+    mount.end()?;
+    stage.layers_are_unchanged()?;
+    Ok(compared)
+}
+
+fn settle_plain(place: &Place) -> Result<(), String> {
+    let words = [
+        "-o".into(),
+        mountd::options::spell_list("lowerdir", &place.layers),
+        "-o".into(),
+        mountd::options::spell("upperdir", &place.upper),
+        "-o".into(),
+        mountd::options::spell("workdir", &place.work),
+        place.target.clone().into(),
+    ];
+    match mountd::options::parse(&words) {
+        Ok(Call::Mount(options)) => mountd::settle(&options, Settle::Plain).map_err(|failure| failure.to_string()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// Who wrote an upper that is to be a layer.
+#[derive(Clone, Copy)]
+enum Writer {
+    Ours,
+    Kernel,
+}
+
+/// The upper becomes the topmost layer of another mount, which shows the same.
+fn as_layer(case: &Case, writer: Writer) -> Result<u64, String> {
+    let stage = Stage::new(case)?;
+    let mut first = match writer {
+        Writer::Ours => run_ours(case, &stage, &[])?.0,
+        Writer::Kernel => {
+            let mut kernel = Mounted::new(Server::Kernel(KERNEL.into()), stage.place.clone())?;
+            case.ops.iter().filter(|op| !matches!(op, Op::Remount | Op::Rest)).for_each(|op| drop(kernel.run(op)));
+            kernel
+        }
+    };
+    // The root is the new upper's own.
+    let look = |target: &Path, ghosts| {
+        let mut view = look_at(target, ghosts)?;
+        view.remove(&plyfs_tests::model::op::p(""));
+        Ok::<_, String>(view)
+    };
+    let here = look(first.target(), Ghosts::Ignore)?;
+    first.end()?;
+    let at = |name: &str| stage.top.path().join(name);
+    for name in ["second", "second-work"] {
+        std::fs::create_dir(at(name)).map_err(|error| error.to_string())?;
+    }
+    let layers = [&[stage.place.upper.clone()], &stage.place.layers[..]].concat();
+    let upper_before = survey(&stage.place.upper).map_err(|error| error.to_string())?;
+    let second = Place { layers, upper: at("second"), work: at("second-work"), target: stage.place.target.clone() };
+    // Names that begin with `.wh.` are ordinary in an upper.
+    for server in [Server::Ours(vec!["plyfs.whiteouts=overlay".into()]), Server::Kernel(KERNEL.into())] {
+        let mut mount = Mounted::new(server.clone(), second.clone())?;
+        same(&here, &look(mount.target(), Ghosts::Ignore)?)
+            .map_err(|why| format!("as a layer of {server:?}: {why}"))?;
+        mount.end()?;
+    }
+    let upper_after = survey(&stage.place.upper).map_err(|error| error.to_string())?;
+    unchanged(&upper_before, &upper_after).map_err(|why| format!("the former upper changed: {why}"))?;
+    stage.layers_are_unchanged()?;
+    Ok(case.ops.len() as u64)
+}
+
 fn ours_reads_kernel(case: &Case, options: &str) -> Result<u64, String> {
     let stage = Stage::new(case)?;
     let mut kernel = Mounted::new(Server::Kernel(options.into()), stage.place.clone())?;
@@ -168,7 +246,9 @@ fn ours_reads_kernel(case: &Case, options: &str) -> Result<u64, String> {
     }
     let there = look_at(kernel.target(), Ghosts::Ignore)?;
     kernel.end()?;
-    let mut mount = Mounted::new(Server::Ours(Vec::new()), stage.other())?;
+    // The kernel's index of hard-linked origins lies in its work directory.
+    let place = if options.contains("index=on") { stage.place.clone() } else { stage.other() };
+    let mut mount = Mounted::new(Server::Ours(Vec::new()), place)?;
     same(&there, &look_at(mount.target(), Ghosts::Refuse)?).map_err(|why| format!("the kernel's and ours: {why}"))?;
     mount.end()?;
     stage.layers_are_unchanged()?;

@@ -135,6 +135,11 @@ pub(crate) enum Command {
     /// A container is mounted read-write, an image read-only. Then 'crun run --bundle DIR NAME' runs it; end it with
     /// 'plyfs umount DIR/rootfs'.
     Bundle(BundleArgs),
+    /// Bring what containers wrote to rest, for the kernel's overlayfs
+    ///
+    /// Completes what a mount that died left half copied. With --plain, also renamed directories and large files whose
+    /// metadata alone was changed, so that the kernel's overlayfs shows the same to ordinary users (userxattr).
+    Settle(SettleArgs),
     /// Run a command where an ordinary user may mount
     ///
     /// The command (by default a shell) runs as root of its own user and mount namespace. It sees the mounts made in it;
@@ -222,6 +227,8 @@ pub(crate) enum ContainerCommand {
     /// Unmount a container, and wait until all is written
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// Bring what containers wrote to rest, for the kernel's overlayfs
+    Settle(SettleArgs),
     /// Remove containers and what they wrote
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
@@ -590,6 +597,16 @@ pub(crate) struct RmArgs {
     /// Unmount first; a container that is not there is no error
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SettleArgs {
+    /// Containers, by name or ID; they must not be mounted
+    #[arg(value_name = "CONTAINER", required = true)]
+    pub(crate) containers: Vec<String>,
+    /// Leave no redirects and no metadata-only copies
+    #[arg(long)]
+    pub(crate) plain: bool,
 }
 
 #[derive(Debug, Args)]

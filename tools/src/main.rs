@@ -114,6 +114,9 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         Command::Umount(args)
         | Command::Image(ImageCommand::Umount(args))
         | Command::Container(ContainerCommand::Umount(args)) => return mounts::umount(store, &args),
+        Command::Settle(args) | Command::Container(ContainerCommand::Settle(args)) => {
+            return mounts::settle_containers(store, &args, out);
+        }
         Command::Df(args) | Command::System(SystemCommand::Df(args)) => usage::df(store, &args, out)?,
         Command::Gc(args) | Command::System(SystemCommand::Gc(args)) => usage::gc(store, &args, out)?,
         Command::Quickstart(_)

@@ -12,13 +12,14 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
+use mountd::Settle;
 use mountd::mount::Unmount;
-use mountd::options::spell;
+use mountd::options::{Call, spell};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use store::{Container, Image, ImageMount, Lower, Mount, Process, Store};
 
-use crate::cli::{Kind, MountArgs, UmountArgs, UnshareArgs};
+use crate::cli::{Kind, MountArgs, SettleArgs, UmountArgs, UnshareArgs};
 use crate::print::{self, Column, row};
 use crate::{complain, for_each, namespace};
 
@@ -125,11 +126,7 @@ pub(crate) fn mount_container(
     let record = |process| Mount { target: target.clone(), process, log: container.log.clone() };
     store.set_mount(container, Some(record(maker.clone())))?;
 
-    let mut words = daemon_words(&lower, &container.log, &container.name);
-    for (name, path) in [("upperdir", &container.upper), ("workdir", &container.work)] {
-        words.extend(["-o".into(), spell(name, path)]);
-    }
-    let started = start(words, options, &target).and_then(|process| {
+    let started = start(container_words(&lower, container), options, &target).and_then(|process| {
         store.set_mount(container, Some(record(process)))?;
         Ok(())
     });
@@ -461,6 +458,35 @@ fn gone_within(process: &Process, time: Option<Duration>) -> bool {
             Err(_) => return !process.is_alive(),
         }
     }
+}
+
+/// `plyfs settle`
+pub(crate) fn settle_containers(store: &Store, args: &SettleArgs, out: &mut dyn Write) -> Result<ExitCode> {
+    let how = if args.plain { Settle::Plain } else { Settle::AtRest };
+    for_each(&args.containers, |name| {
+        let container = store.container(name)?;
+        if let Some(mount) = container.mount.as_ref().filter(|mount| mount.is_live()) {
+            bail!("container {0} is mounted at {1}; unmount it first: plyfs umount {0}", name, mount.target.display());
+        }
+        let lower = store.lower(&store.image_by_id(container.image)?)?;
+        let mut words = container_words(&lower, &container);
+        words.push(store.root().into()); // Where a mount point would be named.
+        match mountd::options::parse(&words)? {
+            Call::Mount(options) => mountd::settle(&options, how)?,
+            Call::Help | Call::Version => {}
+        }
+        writeln!(out, "{name}")?;
+        Ok(())
+    })
+}
+
+/// The daemon's options for a container.
+fn container_words(lower: &Lower, container: &Container) -> Vec<OsString> {
+    let mut words = daemon_words(lower, &container.log, &container.name);
+    for (name, path) in [("upperdir", &container.upper), ("workdir", &container.work)] {
+        words.extend(["-o".into(), spell(name, path)]);
+    }
+    words
 }
 
 /// `plyfs unshare`: a command in a user and mount namespace of its own; the mounts made in it end with it.

@@ -95,6 +95,64 @@ fn image_mounts_read_only() {
     stage.ok(["rmi", "plyfs/sample"]);
 }
 
+/// Everything that a program sees of a tree, but numbers of inodes and times of access.
+fn seen(top: &Path) -> Vec<String> {
+    let (mut all, mut todo) = (Vec::new(), vec![top.to_owned()]);
+    while let Some(path) = todo.pop() {
+        let meta = path.symlink_metadata().unwrap();
+        let content = match meta.file_type() {
+            kind if kind.is_symlink() => fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(),
+            kind if kind.is_file() => fs::read(&path).unwrap(),
+            _ => Vec::new(),
+        };
+        if meta.is_dir() {
+            todo.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let nlink = if meta.is_dir() { 1 } else { meta.nlink() };
+        let shown = path.strip_prefix(top).unwrap();
+        let of = (meta.mode(), meta.uid(), meta.gid(), meta.rdev(), nlink, meta.mtime(), meta.mtime_nsec());
+        all.push(format!("{shown:?} {of:?} {content:?}"));
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn settled_container_mounts_by_the_kernels_overlayfs_over_its_image() {
+    if !can_mount("settled_container_mounts_by_the_kernels_overlayfs_over_its_image") {
+        return;
+    }
+    let stage = Stage::with_sample();
+    let red = mounted(&stage, "red");
+    fs::write(red.join("etc/motd"), "Red.\n").unwrap();
+    fs::rename(red.join("usr/share"), red.join("srv/share")).unwrap();
+    fs::set_permissions(red.join("usr/bin/quay"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::remove_dir_all(red.join("var/cache")).unwrap();
+    assert!(stage.fails(["settle", "red"]).contains("is mounted at"));
+    let ours = seen(&red);
+    stage.ok(["umount", "red"]);
+    let (lower, merged) = (stage.make_dir("image"), stage.make_dir("merged"));
+    stage.ok(["mount", "plyfs/sample", text(&lower)]);
+    let container = inspect(&stage, "red");
+    let dir = |name: &str| container[name].as_str().unwrap().to_owned();
+    for (plain, how) in [(false, "metacopy=on,redirect_dir=on,index=off"), (true, "metacopy=off,redirect_dir=nofollow")]
+    {
+        let args = if plain { vec!["settle", "--plain", "red"] } else { vec!["container", "settle", "red"] };
+        assert_eq!(stage.ok(args), "red\n");
+        let options = format!("ro,lowerdir={},upperdir={},workdir={},{how}", text(&lower), dir("Upper"), dir("Work"));
+        let overlay = ["-t", "overlay", "-o", &options, "overlay", text(&merged)];
+        let ran = Ran::from(Command::new("mount").args(overlay).output().unwrap());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let kernels = seen(&merged);
+        rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert_eq!(kernels, ours, "plain: {plain}");
+    }
+    stage.ok(["umount", text(&lower)]);
+    stage.ok(["mount", "red", text(&red)]);
+    assert_eq!(seen(&red), ours);
+    stage.ok(["umount", "red"]);
+}
+
 #[test]
 fn containers_do_not_see_each_other() {
     if !can_mount("containers_do_not_see_each_other") {

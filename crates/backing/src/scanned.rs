@@ -26,6 +26,7 @@ use rustix::fs::OFlags;
 use rustix::process::Resource;
 
 use crate::bodies::File;
+use crate::kernel_handle;
 use crate::override_stat::{self, Override};
 use crate::readonly::KeptBy;
 use crate::sys;
@@ -368,8 +369,16 @@ impl Lower for Scanned {
         self.slots.get(slot).map_or(slots::ROOT, Node::number)
     }
 
+    fn finds_all_numbers(&self) -> bool {
+        false
+    }
+
     fn slot(&self, ino: Ino) -> Option<Slot> {
         self.slots.by_number(ino)
+    }
+
+    fn by_handle(&self, handle: &[u8]) -> Vec<Ino> {
+        kernel_handle::inode_of(handle).map_or_else(Vec::new, |ino| self.slots.numbers_of(ino))
     }
 
     fn lookup(&self, dir: Slot, name: Name<'_>) -> Result<Option<Slot>> {

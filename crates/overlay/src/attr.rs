@@ -49,6 +49,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             };
             if self.is_gone(&node) && self.open_inode(&node).is_none() {
                 self.set_attr_gone(&node, &disk);
+                if (disk.uid.is_some() || disk.gid.is_some()) && node.kind != FileType::Dir {
+                    self.edit_last_xattrs(&node, |xattrs| {
+                        xattrs.retain(|(name, _)| name != CAPABILITY);
+                        Ok(())
+                    })?;
+                }
             } else {
                 self.with_target(&node, |upper, target| upper.set_attr(target, &disk))?;
             }

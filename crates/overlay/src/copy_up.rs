@@ -47,6 +47,20 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         Ok(node)
     }
 
+    /// The same for what a name of the lower leads to. The number may still be in use for readers who were left behind with the
+    /// old bytes ([`Overlay::detach`]): the name leads to the copy.
+    pub(crate) fn copy_up_named(&self, slot: Slot, depth: Depth) -> Result<Arc<Node<L, U>>> {
+        let id = self.id_of(slot);
+        if !self.indexed.read().contains(&id) {
+            return self.copy_up(id, depth);
+        }
+        let node = self.indexed_node(id, slot)?;
+        if !self.copied(&node, depth) {
+            self.copy_once(&node, depth)?;
+        }
+        Ok(node)
+    }
+
     /// Copies an inode up, and leaves its open readers with the lower body.
     pub(crate) fn copy_up_apart(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<()> {
         let _copying = node.copying.lock();
@@ -123,7 +137,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Completes a metadata-only copy.
-    fn fill(&self, node: &Arc<Node<L, U>>, slot: Slot, depth: Depth) -> Result<()> {
+    pub(crate) fn fill(&self, node: &Arc<Node<L, U>>, slot: Slot, depth: Depth) -> Result<()> {
         let partial = matches!(&*node.place.read(), Place::Upper(up) if up.partial.is_some());
         if partial && depth != Depth::Empty {
             return self.fill_partial(node, slot);
@@ -357,11 +371,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             self.dir_in_upper(id)?;
             return Ok(());
         }
-        // The node of that number may have been left to its readers (see `detach`); the index leads to the file.
-        let node = match self.indexed.read().contains(&id) {
-            true => self.indexed_node(id, slot)?,
-            false => self.copy_up(id, Depth::Metadata)?,
-        };
+        let node = self.copy_up_named(slot, Depth::Metadata)?;
         let indexed = matches!(&*node.place.read(), Place::Upper(up) if up.indexed);
         if !indexed {
             return Ok(());
@@ -374,7 +384,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             return Ok(());
         }
         self.keep_times(&dir, || upper.link(Target::Index(id), &dir, name, Over::Nothing))?;
-        names.set(name, Some(node.kind), Some(id));
+        names.set(name, Some(node.kind), Some(node.id));
         self.gain_upper_name(&node, parent, name);
         self.lose_lower_name(&node)
     }

@@ -17,9 +17,11 @@ mod make;
 mod names;
 mod node;
 mod partial;
+mod plain;
 mod read;
 mod remove;
 mod rename;
+pub mod session;
 mod union;
 pub mod upper;
 

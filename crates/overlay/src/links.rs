@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::lower::Lower;
 use crate::node::{Node, ROOT};
 use crate::union::{At, Overlay};
-use crate::upper::{Target, Upper};
+use crate::upper::{Origin, Target, Upper};
 
 /// An inode of the lower, and its names there by directory.
 pub(crate) type Below = (Slot, Vec<(Slot, NameBuf)>);
@@ -21,6 +21,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// is dropped.
     pub(crate) fn take_over_index(&self) -> Result<()> {
         let Some(upper) = &self.upper else { return Ok(()) };
+        self.take_over_foreign_index(upper)?;
         let mut found = Vec::new();
         for origin in upper.indexed()? {
             let (stat, marks) = upper.find(Target::Index(origin))?;
@@ -47,6 +48,28 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 self.indexed.write().remove(&origin);
             } else if left != marks.lower_names {
                 upper.set_lower_names(Target::Index(origin), left)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over the index that the kernel's overlayfs left (`index=on`): its hard-linked files stay one file each.
+    fn take_over_foreign_index(&self, upper: &U) -> Result<()> {
+        let foreign = upper.foreign_index()?;
+        let candidates: Vec<_> = foreign.iter().map(|(handle, _)| self.lower.by_handle(handle)).collect();
+        let below = self.names_below(candidates.iter().flatten().copied())?;
+        for ((handle, kind), candidates) in foreign.into_iter().zip(candidates) {
+            let mut fitting = Vec::new();
+            for ino in candidates {
+                if let Some((slot, _)) = below.get(&ino)
+                    && self.lower.stat(*slot)?.kind == kind
+                {
+                    fitting.push(ino);
+                }
+            }
+            match fitting[..] {
+                [ino] => upper.adopt_foreign(&handle, Origin { key: self.lower.key(), ino })?,
+                _ => log::warn!("the kernel's index of the upper has a file that is not found in the lower"),
             }
         }
         Ok(())

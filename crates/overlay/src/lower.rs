@@ -32,8 +32,19 @@ pub trait Lower: Send + Sync + 'static {
     /// the root (1), below 2^62, the same in every mount of the same layers.
     fn ino(&self, slot: Slot) -> Ino;
 
+    /// Tells whether [`Lower::slot`] finds every number at once, not only those of what was read.
+    fn finds_all_numbers(&self) -> bool {
+        true
+    }
+
     /// Returns the slot behind a number from [`Lower::ino`]; `None` for a number that this lower never gave out.
     fn slot(&self, ino: Ino) -> Option<Slot>;
+
+    /// Returns the numbers of all files that a file handle of the kernel's overlayfs may mean (`struct ovl_fb`); none where
+    /// files of this lower have no handles.
+    fn by_handle(&self, _handle: &[u8]) -> Vec<Ino> {
+        Vec::new()
+    }
 
     /// Looks `name` up in the directory `dir`; a `dir` that is no directory has no names.
     fn lookup(&self, dir: Slot, name: Name<'_>) -> Result<Option<Slot>>;

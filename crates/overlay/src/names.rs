@@ -35,6 +35,22 @@ impl Names {
         names
     }
 
+    /// Makes names of which the last one that was given a position had `last`.
+    pub(crate) fn with_last(last: u64) -> Self {
+        Names { next: last, ..Names::default() }
+    }
+
+    /// Returns the position that was given last.
+    pub(crate) fn last_given(&self) -> u64 {
+        self.next
+    }
+
+    /// Puts an entry where it was.
+    pub(crate) fn put_back(&mut self, name: NameBuf, seq: u64, kind: Option<FileType>, id: Option<Ino>) {
+        self.by_seq.insert(seq, name.clone());
+        self.by_name.insert(name, Entry { seq, kind, id });
+    }
+
     pub(crate) fn get(&self, name: Name<'_>) -> Option<Entry> {
         self.by_name.get(name.as_bytes()).copied()
     }

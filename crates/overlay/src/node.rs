@@ -208,6 +208,16 @@ impl<L: Lower, U: Upper> Nodes<L, U> {
         }
     }
 
+    /// Counts entries that the kernel was told about by an earlier process.
+    pub(crate) fn told_before(&self, slot: Slot, count: u32) {
+        self.told.cell(slot).store(count, Ordering::Relaxed);
+    }
+
+    /// Visits the slots that the kernel was told of, with how often, in ascending order.
+    pub(crate) fn each_told(&self, visit: impl FnMut(Slot, u32)) {
+        self.told.each(visit);
+    }
+
     /// Takes back `count` entries; drops the node once nothing needs it.
     pub(crate) fn forget(&self, id: Ino, slot: Option<Slot>, count: u64) {
         let left = match slot {
@@ -311,6 +321,20 @@ impl Counts {
         self.cell(slot).load(Ordering::Relaxed)
     }
 
+    fn each(&self, mut visit: impl FnMut(Slot, u32)) {
+        for (group, chunks) in self.groups.iter().enumerate() {
+            let Some(chunks) = chunks.get() else { continue };
+            for (chunk, cells) in chunks.iter().enumerate() {
+                for (cell, count) in cells.get().iter().flat_map(|cells| cells.iter().enumerate()) {
+                    let count = count.load(Ordering::Relaxed);
+                    if count > 0 {
+                        visit(Slot(((group * CHUNKS + chunk) * CELLS + cell) as u32), count);
+                    }
+                }
+            }
+        }
+    }
+
     fn sub(&self, slot: Slot, count: u64) -> u64 {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let before = self
@@ -331,6 +355,9 @@ mod tests {
         for slot in [0, 1, 4095, 4096, 300_000, 10_000_000] {
             counts.add(Slot(slot));
             counts.add(Slot(slot));
+            let mut all = Vec::new();
+            counts.each(|slot, count| all.push((slot, count)));
+            assert_eq!(all, [(Slot(slot), 2)]);
             assert_eq!(counts.sub(Slot(slot), 1), 1);
             assert_eq!(counts.get(Slot(slot)), 1);
             assert_eq!(counts.sub(Slot(slot), 5), 0);

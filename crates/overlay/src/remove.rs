@@ -150,8 +150,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     ) -> Result<()> {
         let Some(id) = id else { return Ok(()) };
         let node = match (self.nodes.get(id), self.slot_of(id)) {
+            // Before the node: that may be one that was left behind.
+            (_, Some(slot)) if self.indexed.read().contains(&id) => self.indexed_node(id, slot)?,
             (Some(node), _) => node,
-            (None, Some(slot)) if self.indexed.read().contains(&id) => self.indexed_node(id, slot)?,
             (None, _) if in_upper => return Ok(()),
             // A row of the lower: fstat of an open descriptor must tell that the name is gone.
             (None, _) => return self.gone_below(id, Stat { nlink: 0, ..last.stat }),
@@ -196,7 +197,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let (None, Some(slot)) = (view.upper, view.lower) else { return Ok(()) };
         let stat = self.lower.stat(slot)?;
         if stat.kind != FileType::Dir && stat.nlink > 1 {
-            self.copy_up(self.id_of(slot), Depth::Links)?;
+            self.copy_up_named(slot, Depth::Links)?;
         }
         Ok(())
     }

@@ -31,9 +31,9 @@ pub struct Overlay<L: Lower, U: Upper> {
     pub(crate) path: RwLock<()>,
     /// Hard-linked origins that are in the upper's index.
     pub(crate) indexed: RwLock<HashSet<Ino>>,
-    spares: AtomicU64,
+    pub(crate) spares: AtomicU64,
     /// Which spare stands for a backing inode.
-    stand_ins: RwLock<HashMap<u64, Ino>>,
+    pub(crate) stand_ins: RwLock<HashMap<u64, Ino>>,
     dirs_open: AtomicUsize,
     /// Where directories of the lower went that were moved; `None` when that is not known.
     pub(crate) moved: Mutex<Option<HashMap<Slot, Vec<NameBuf>>>>,
@@ -121,6 +121,13 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// A fault when the upper's root cannot be read.
     pub fn new(lower: L, upper: Option<U>, options: Options) -> Result<Self> {
+        let this = Self::joined(lower, upper, options)?;
+        this.take_over_index()?;
+        Ok(this)
+    }
+
+    /// Joins the two sides, and knows nothing of them yet.
+    pub(crate) fn joined(lower: L, upper: Option<U>, options: Options) -> Result<Self> {
         let nodes = Nodes::new();
         if let Some(upper) = &upper {
             let root = upper.root();
@@ -137,7 +144,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             *node.dir.lock() = Some(root);
             nodes.insert(Arc::new(node));
         }
-        let this = Overlay {
+        Ok(Overlay {
             lower,
             upper,
             options,
@@ -148,9 +155,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             stand_ins: RwLock::default(),
             dirs_open: AtomicUsize::new(0),
             moved: Mutex::new(None),
-        };
-        this.take_over_index()?;
-        Ok(this)
+        })
     }
 
     /// Returns the lower.

@@ -67,6 +67,16 @@ pub trait Upper: Send + Sync + 'static {
     /// Returns the origins that the index of hard-linked origins holds.
     fn indexed(&self) -> Result<Vec<Ino>>;
 
+    /// Returns what the kernel's overlayfs keeps in its own index of hard-linked origins: their file handles and kinds.
+    fn foreign_index(&self) -> Result<Vec<(Vec<u8>, FileType)>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes an inode from the kernel's index into ours. A crash leaves it in the kernel's, to be taken again.
+    fn adopt_foreign(&self, _handle: &[u8], _origin: Origin) -> Result<()> {
+        Ok(())
+    }
+
     /// Completes a metadata-only copy: writes the body into the file, makes it durable, then drops the mark.
     fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()>;
 
@@ -112,6 +122,9 @@ pub trait Upper: Send + Sync + 'static {
 
     /// Notes where in the lower an inode that is about to move came from; `path` starts with `/`.
     fn set_redirect(&self, of: Target<'_, Self>, path: &[u8]) -> Result<()>;
+
+    /// Drops the note of where in the lower an inode came from.
+    fn remove_redirect(&self, of: Target<'_, Self>) -> Result<()>;
 
     /// Changes attributes; those that are `None` stay.
     fn set_attr(&self, of: Target<'_, Self>, attr: &SetAttr) -> Result<()>;

@@ -74,6 +74,7 @@ pub(crate) fn walk(root: &Path) -> Result<BTreeMap<String, Found>, String> {
                 kind if kind.is_symlink() => {
                     Kind::Symlink(std::fs::read_link(&at).map_err(fail)?.to_string_lossy().into_owned())
                 }
+                kind if kind.is_fifo() => Kind::Fifo,
                 kind => return Err(format!("{}: {kind:?} shows", at.display())),
             };
             if kind == Kind::Dir {

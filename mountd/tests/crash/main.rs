@@ -35,6 +35,25 @@ fn killed_daemon_loses_nothing_that_was_acknowledged() {
     storms("killed", End::Killed, None, 4);
 }
 
+/// In a user namespace: marks in `user.*`, which links and pipes cannot bear.
+#[test]
+fn killed_daemon_without_privilege_loses_nothing_that_was_acknowledged() {
+    const NAME: &str = "killed_daemon_without_privilege_loses_nothing_that_was_acknowledged";
+    if in_user_namespace() {
+        return storms("killed-rootless", End::Killed, None, 4);
+    }
+    if let Err(why) = can_run(None) {
+        return skip(NAME, &why);
+    }
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["-Urm", "--propagation", "private"]).arg(std::env::current_exe().unwrap());
+    let output = unshare.args(["--exact", NAME, "--nocapture"]).output().unwrap();
+    let (said, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}\n{failed}");
+    assert!(said.contains("1 passed") && !said.contains("skipped"), "{said}");
+    print!("{said}");
+}
+
 #[test]
 fn power_cut_on_ext4_keeps_what_was_synced_and_no_partial_copy() {
     storms("cut-ext4", End::Cut, Some("ext4"), 3);
@@ -82,6 +101,12 @@ impl std::ops::Add for Seen {
 fn skip(name: &str, why: &str) {
     assert!(std::env::var_os("PLYFS_TEST_NO_SKIPS").is_none(), "{name}: skipped: {why}");
     println!("{name}: skipped: {why}");
+}
+
+/// Tells whether this process has no privilege over the filesystem that it writes to.
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn can_run(disk: Option<&str>) -> Result<(), String> {
@@ -224,6 +249,11 @@ fn check_all(mount: &Path, models: &[Mutex<Model>], end: End, identity: Identity
 fn end_in_peace(stage: &mut Stage, models: &[Mutex<Model>], options: &str) -> Result<(), String> {
     stage.unmount();
     check::check_work(&stage.path("disk/work"))?;
+    if in_user_namespace() {
+        // What the kernel's overlayfs shows without privilege.
+        stage.settle_plain();
+        check::check_work(&stage.path("disk/work"))?;
+    }
     stage.mount_by_kernel();
     let by_kernel = check_all(&stage.path("kernel"), models, End::Killed, Identity::Ignored);
     let upper =
@@ -255,6 +285,10 @@ fn build_lower(lower: &Path, thread: &str) {
             What::Link(old) => std::fs::hard_link(lower.join(&paths[old][1..]), &at).unwrap(),
             What::New(Kind::Dir, _) if at.exists() => {}
             What::New(Kind::Dir, _) => std::fs::create_dir(&at).unwrap(),
+            What::New(Kind::Fifo, _) => {
+                let mode = rustix::fs::Mode::from_raw_mode(storm::MODE);
+                rustix::fs::mknodat(rustix::fs::CWD, &at, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+            }
             What::New(Kind::Symlink(target), _) => std::os::unix::fs::symlink(target, &at).unwrap(),
             What::New(Kind::File, content) => write_sparse(&at, content),
         }
@@ -319,13 +353,14 @@ fn fill_lower(thread: &str, tell: &mut dyn FnMut(Entry) -> Id) {
         dirs.push(add(dir, "n3", Kind::Dir, Vec::new()));
     }
     let sizes = [0, 1, 100, 4096, 5000, 20_000, 66_000, 150_000, 400_000, 1_100_000];
-    let mut files = Vec::new();
+    let (mut files, mut others) = (Vec::new(), Vec::new());
     for (number, dir) in dirs.iter().enumerate() {
         for at in 0..3 {
             let size = sizes[(number * 3 + at) % sizes.len()];
             files.push(add(*dir, &format!("n{}", 4 + at), Kind::File, random.bytes(size)));
         }
-        add(*dir, "n8", Kind::Symlink("somewhere".to_owned()), Vec::new());
+        others.push(("n21", add(*dir, "n8", Kind::Symlink("somewhere".to_owned()), Vec::new())));
+        others.push(("n22", add(*dir, "n20", Kind::Fifo, Vec::new())));
     }
     add(own, "large", Kind::File, random.bytes((8 << 20) + 777));
     add(dirs[2], "large", Kind::File, random.bytes((4 << 20) + 4095));
@@ -339,6 +374,11 @@ fn fill_lower(thread: &str, tell: &mut dyn FnMut(Entry) -> Id) {
             what: What::Link(*file),
         });
         tell(Entry { dir: own, name: format!("{thread}n{}", 16 + number), what: What::Link(*file) });
+    }
+    // Links and pipes with a second name, in the directory after the next.
+    for (number, (name, id)) in others.iter().enumerate().filter(|(number, _)| number % 4 < 2) {
+        let dir = dirs[(number / 2 + 2) % dirs.len()];
+        tell(Entry { dir, name: format!("{thread}{name}"), what: What::Link(*id) });
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) enum Kind {
     Dir,
     File,
     Symlink(String),
+    Fifo,
 }
 
 /// Names alone.

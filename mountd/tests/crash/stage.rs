@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mountd::Settle;
 use mountd::mount::{Unmount, unmount};
+use mountd::options::Call;
+use rustix::mount::MountPropagationFlags;
 
 /// A directory, a daemon, and mounts.
 pub(crate) struct Stage {
@@ -22,6 +25,10 @@ struct Disk {
 impl Stage {
     /// Makes the directories; with a kind of filesystem the upper lies on one of its own.
     pub(crate) fn new(kind: Option<&'static str>) -> Self {
+        // Who makes a mount namespace elsewhere meanwhile would get a copy of each of our mounts, and hold it.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", alone).unwrap();
         let dir = tempfile::Builder::new().prefix("plyfs-crash-").tempdir().unwrap();
         let stage = Stage { dir, daemon: None, disk: kind.map(|kind| Disk { kind }) };
         for name in ["disk", "mount", "kernel"] {
@@ -64,16 +71,26 @@ impl Stage {
         rustix::fs::syncfs(std::fs::File::open(self.path("disk")).unwrap()).unwrap();
     }
 
+    fn options(&self) -> String {
+        format!(
+            "lowerdir={},upperdir={},workdir={},plyfs.log={}",
+            self.lower().display(),
+            self.path("disk/upper").display(),
+            self.path("disk/work").display(),
+            self.path("log").display()
+        )
+    }
+
+    /// Takes redirects and metadata-only copies out of the upper.
+    pub(crate) fn settle_plain(&self) {
+        let words: [std::ffi::OsString; 3] = ["-o".into(), self.options().into(), self.path("mount").into()];
+        let Ok(Call::Mount(options)) = mountd::options::parse(&words) else { panic!("{words:?}") };
+        mountd::settle(&options, Settle::Plain).unwrap();
+    }
+
     /// Starts the daemon and waits until the mount answers.
     pub(crate) fn mount(&mut self, options: &str) {
-        let (lower, upper, work) = (self.lower(), self.path("disk/upper"), self.path("disk/work"));
-        let all = format!(
-            "lowerdir={},upperdir={},workdir={},plyfs.log={}{options}",
-            lower.display(),
-            upper.display(),
-            work.display(),
-            self.path("log").display()
-        );
+        let all = format!("{}{options}", self.options());
         let mut command = Command::new(env!("CARGO_BIN_EXE_plyfs-mountd"));
         command.arg("-f").arg("-o").arg(all).arg(self.path("mount")).stdin(Stdio::null());
         let before = device(&self.path("mount"));
@@ -167,8 +184,12 @@ impl Stage {
 
     /// Mounts the same upper by kernel overlayfs, read-only.
     pub(crate) fn mount_by_kernel(&self) {
+        let how = match super::in_user_namespace() {
+            true => "userxattr",
+            false => "metacopy=on,redirect_dir=on,index=off,xino=off",
+        };
         let options = format!(
-            "ro,lowerdir={},upperdir={},workdir={},metacopy=on,redirect_dir=on,index=off,xino=off",
+            "ro,lowerdir={},upperdir={},workdir={},{how}",
             self.lower().display(),
             self.path("disk/upper").display(),
             self.path("disk/kernel-work").display()

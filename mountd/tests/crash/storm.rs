@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags};
 
 use super::model::{At, Change, Id, Kind, Listed, Model, Names, Op, ROOT, Sync};
 use super::random::Random;
@@ -67,6 +67,7 @@ enum Action {
     Create(String),
     MakeDir(String),
     Symlink(String, String),
+    Fifo(String),
     Link(String, String),
     Unlink(String),
     RemoveDir(String),
@@ -114,6 +115,7 @@ impl Action {
             Action::Create(path) => OpenOptions::new().write(true).create_new(true).mode(MODE).open(at(path)).map(drop),
             Action::MakeDir(path) => std::fs::create_dir(at(path)),
             Action::Symlink(target, path) => std::os::unix::fs::symlink(target, at(path)),
+            Action::Fifo(path) => Ok(rustix::fs::mknodat(CWD, at(path), FileType::Fifo, Mode::from_raw_mode(MODE), 0)?),
             Action::Link(old, new) => std::fs::hard_link(at(old), at(new)),
             Action::Unlink(path) => std::fs::remove_file(at(path)),
             Action::RemoveDir(path) => std::fs::remove_dir(at(path)),
@@ -173,9 +175,10 @@ fn choose(model: &mut Model, prefix: &str, syncs: usize, random: &mut Random) ->
         51..56 => Some((Op::SyncDir(dir.id), Action::SyncDir(dir.path))),
         56..78 => rename(model, &all, &dir, prefix, random),
         78..84 => {
-            let (file, at) = (file?, free_name(model, &dir, prefix, random)?);
-            let names = Names::Link { at: at.clone(), id: file.id };
-            Some((Op::Names(names), Action::Link(file.path, join(&dir, &at.1))))
+            let plain: Vec<_> = all.iter().filter(|entry| entry.kind != Kind::Dir).collect();
+            let (plain, at) = (random.pick(&plain)?, free_name(model, &dir, prefix, random)?);
+            let names = Names::Link { at: at.clone(), id: plain.id };
+            Some((Op::Names(names), Action::Link(plain.path.clone(), join(&dir, &at.1))))
         }
         84..95 => {
             let plain: Vec<_> = all.iter().filter(|entry| entry.kind != Kind::Dir).collect();
@@ -207,9 +210,10 @@ fn free_name(model: &Model, dir: &Listed, prefix: &str, random: &mut Random) -> 
 fn add(model: &mut Model, dir: &Listed, prefix: &str, random: &mut Random) -> Option<(Op, Action)> {
     let at = free_name(model, dir, prefix, random)?;
     let path = join(dir, &at.1);
-    let (kind, action) = match random.below(8) {
+    let (kind, action) = match random.below(9) {
         0..5 => (Kind::File, Action::Create(path)),
         5..7 => (Kind::Dir, Action::MakeDir(path)),
+        7 => (Kind::Fifo, Action::Fifo(path)),
         _ => {
             let target = format!("to-{}", random.below(1000));
             (Kind::Symlink(target.clone()), Action::Symlink(target, path))

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mountd::Settle;
 use mountd::mount::{Unmount, unmount};
+use mountd::options::Call;
 
 use crate::tree::{self, Tree};
 
@@ -76,6 +78,8 @@ pub(crate) struct Area {
     skip_kernel: Cell<bool>,
     odd_d_ino: Cell<bool>,
     options: RefCell<String>,
+    /// What was said where a mount had to be refused.
+    refused: RefCell<Vec<String>>,
     /// Behind the daemons: it is removed when nothing is mounted in it any more.
     dir: tempfile::TempDir,
 }
@@ -154,6 +158,10 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 
 impl Area {
     pub(crate) fn new(way: Way) -> Self {
+        // Who makes a mount namespace elsewhere meanwhile would get a copy of each of our mounts, and hold it.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let alone = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", alone).unwrap();
         let dir = tempfile::Builder::new().prefix("plyfs-sem-").tempdir().unwrap();
         let area = Area {
             way,
@@ -164,6 +172,7 @@ impl Area {
             skip_kernel: Cell::new(false),
             odd_d_ino: Cell::new(false),
             options: RefCell::default(),
+            refused: RefCell::default(),
             dir,
         };
         for name in ["lower", "upper", "work", "merged"] {
@@ -268,7 +277,10 @@ impl Area {
         std::fs::create_dir_all(self.path("refused")).unwrap();
         match Daemon::start(&self.spelled(upper, work), &self.path("refused")) {
             Ok(_) => panic!("mounted"),
-            Err(said) => said,
+            Err(said) => {
+                self.refused.borrow_mut().push(said.clone());
+                said
+            }
         }
     }
 
@@ -354,6 +366,14 @@ impl Area {
             if !in_user_namespace() && rustix::process::geteuid().is_root() && !self.skip_kernel.get() {
                 again.assert_same(&self.kernels_view(), "under the kernel's overlayfs", tree::Compare::Content);
             }
+            if !self.skip_kernel.get() && !self.has_records() {
+                self.settle_plain();
+                let plain = self.kernels_plain_view();
+                again.assert_same(&plain, "under the kernel's overlayfs, settled plainly", tree::Compare::Content);
+                self.mount();
+                again.assert_same(&Tree::of(&self.m("")), "settled plainly", tree::Compare::Content);
+                self.unmount();
+            }
         }
         if let Some(before) = &*self.before.borrow() {
             for (dir, before) in self.lowers.borrow().iter().zip(before) {
@@ -362,9 +382,12 @@ impl Area {
         }
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
         let bad = |line: &&str| line.contains("Z error ") || line.contains("Z warn ");
-        // The last RELEASE is not waited for: its answer may find the mount gone.
-        let late = |line: &&str| line.contains("Failed to send FUSE reply: No such file or directory");
-        let said: Vec<_> = log.lines().filter(bad).filter(|line| !late(line)).collect();
+        let refused = self.refused.borrow();
+        let expected = |line: &&str| {
+            let text = line.split_once(" error ").map_or("", |(_, text)| text);
+            refused.iter().any(|said| said.trim_end().ends_with(text))
+        };
+        let said: Vec<_> = log.lines().filter(bad).filter(|line| !expected(line)).collect();
         assert!(said.is_empty(), "the log has errors: {said:#?}");
     }
 
@@ -384,6 +407,37 @@ impl Area {
             format!("lowerdir={}:{},redirect_dir=follow,metacopy=on", self.path("upper").display(), self.lowerdir());
         let _mounted = KernelOverlay::mount(&self.path("merged"), &options);
         Tree::of_any(&self.path("merged"))
+    }
+}
+
+impl Area {
+    /// Takes redirects and metadata-only copies out of the upper at rest.
+    pub(crate) fn settle_plain(&self) {
+        let words: [std::ffi::OsString; 3] = ["-o".into(), self.spelled("upper", "work").into(), self.m("").into()];
+        let Ok(Call::Mount(options)) = mountd::options::parse(&words) else { panic!("{words:?}") };
+        mountd::settle(&options, Settle::Plain).unwrap_or_else(|failure| panic!("settle: {failure}"));
+    }
+
+    /// The tree as the kernel's overlayfs shows it to ordinary users, and to root with nothing switched on.
+    pub(crate) fn kernels_plain_view(&self) -> Tree {
+        let how = if in_user_namespace() { "userxattr" } else { "redirect_dir=nofollow,metacopy=off" };
+        let options = format!("lowerdir={}:{},{how}", self.path("upper").display(), self.lowerdir());
+        let _mounted = KernelOverlay::mount(&self.path("merged"), &options);
+        Tree::of_any(&self.path("merged"))
+    }
+
+    /// Tells whether owners or kinds are recorded in the upper, which the kernel's overlayfs does not heed.
+    fn has_records(&self) -> bool {
+        let mut todo = vec![self.path("upper")];
+        while let Some(path) = todo.pop() {
+            if tree::xattr(&path, "user.containers.override_stat").is_some() {
+                return true;
+            }
+            if path.symlink_metadata().unwrap().is_dir() {
+                todo.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            }
+        }
+        false
     }
 }
 

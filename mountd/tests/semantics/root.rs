@@ -501,7 +501,6 @@ fn an_upper_of_the_kernels_overlayfs_works_here() {
 }
 
 #[test]
-#[ignore = "the index of the kernel's overlayfs is not read yet: names that only the lower has show the lower's content"]
 fn hard_links_that_the_kernels_overlayfs_copied_up_stay_together_here() {
     if !is_root("hard_links_that_the_kernels_overlayfs_copied_up_stay_together_here") {
         return;

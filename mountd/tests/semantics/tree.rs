@@ -286,7 +286,7 @@ pub(crate) fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     let mut buf = vec![0; 65536];
     match rustix::fs::lgetxattr(path, name, &mut buf[..]) {
         Ok(len) => Some(buf[..len].to_vec()),
-        Err(rustix::io::Errno::NODATA) => None,
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => None,
         Err(error) => panic!("{name} of {path:?}: {error}"),
     }
 }

@@ -16,7 +16,7 @@ pub struct InMemory {
     stack: Stack,
     settings: Settings,
     upper: MemoryUpper,
-    kernel: Kernel<MemoryLower, MemoryUpper>,
+    kernel: Option<Kernel<MemoryLower, MemoryUpper>>,
 }
 
 /// Makes the tree that a stack shows.
@@ -24,14 +24,13 @@ pub fn tree(stack: &Stack) -> Tree {
     tree_of(&fold(stack), new_root())
 }
 
+fn options(settings: &Settings) -> Options {
+    Options { small: settings.small, open_dirs: settings.open_dirs, lazy_min: settings.lazy_min, ..Options::default() }
+}
+
 fn mount(stack: &Stack, settings: &Settings, upper: &MemoryUpper) -> Result<Kernel<MemoryLower, MemoryUpper>, String> {
-    let options = Options {
-        small: settings.small,
-        open_dirs: settings.open_dirs,
-        lazy_min: settings.lazy_min,
-        ..Options::default()
-    };
-    let overlay = Overlay::new(fold(stack), Some(upper.clone()), options).map_err(|error| format!("mount: {error}"))?;
+    let overlay =
+        Overlay::new(fold(stack), Some(upper.clone()), options(settings)).map_err(|error| format!("mount: {error}"))?;
     Ok(Kernel::new(overlay))
 }
 
@@ -42,7 +41,7 @@ impl InMemory {
     /// In words.
     pub fn new(stack: &Stack, settings: &Settings, disk: Disk) -> Result<Self, String> {
         let upper = MemoryUpper::new(disk);
-        let kernel = mount(stack, settings, &upper)?;
+        let kernel = Some(mount(stack, settings, &upper)?);
         Ok(InMemory { stack: stack.clone(), settings: *settings, upper, kernel })
     }
 
@@ -51,12 +50,16 @@ impl InMemory {
     /// # Errors
     /// In words: it failed, or left something behind.
     pub fn settle(&mut self) -> Result<(), String> {
-        self.kernel.close_all();
-        self.kernel.overlay.settle().map_err(|error| format!("settle: {error}"))?;
+        self.kernel().close_all();
+        self.kernel().overlay.settle().map_err(|error| format!("settle: {error}"))?;
         match self.upper.disk().rest_errors().first() {
             Some(wrong) => Err(format!("at rest: {wrong}")),
             None => Ok(()),
         }
+    }
+
+    fn kernel(&mut self) -> &mut Kernel<MemoryLower, MemoryUpper> {
+        self.kernel.as_mut().expect("it is mounted")
     }
 
     /// Returns the upper.
@@ -71,7 +74,7 @@ impl Subject for InMemory {
     }
 
     fn run(&mut self, op: &Op) -> Result<Got, Failed> {
-        self.kernel.run(op)
+        self.kernel().run(op)
     }
 
     fn remount(&mut self) -> Result<(), String> {
@@ -81,13 +84,20 @@ impl Subject for InMemory {
     }
 
     fn rest(&mut self) -> Result<(), String> {
-        self.kernel.run(&Op::Forget(super::op::p(""))).map_err(|why| format!("{why:?}"))?;
+        self.kernel().run(&Op::Forget(super::op::p(""))).map_err(|why| format!("{why:?}"))?;
         self.settle()?;
         self.remount()
     }
 
+    fn resume(&mut self) -> Result<(), String> {
+        let kernel = self.kernel.take().expect("it is mounted");
+        let (lower, upper, options) = (fold(&self.stack), self.upper.clone(), options(&self.settings));
+        self.kernel = Some(kernel.resume(|written| Overlay::resume(lower, Some(upper), options, written))?);
+        Ok(())
+    }
+
     fn view(&mut self) -> Result<View, String> {
-        self.kernel.view()
+        self.kernel().view()
     }
 
     fn view_of_copy(&mut self) -> Result<Option<View>, String> {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
 use layer::{FileType, Ino, Name};
+use overlay::session::Written;
 use overlay::upper::{SetAttr, SetTime, SetXattr};
 use overlay::{Access, Attr, Caller, Detail, Errno, Error, Lower, Make, Overlay, Privilege, RenameFlags, Upper};
 
@@ -109,6 +110,27 @@ impl<L: Lower, U: Upper> Kernel<L, U> {
             files: BTreeMap::new(),
             dirs: BTreeMap::new(),
         }
+    }
+
+    /// Drops the union and puts the one that `make` makes of its written session in its place.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn resume(self, make: impl FnOnce(Written<U::File>) -> Result<Overlay<L, U>, Error>) -> Result<Self, String> {
+        let failed = |error: Error| format!("resume: {error}");
+        let Kernel { overlay, dentries, inodes, files, dirs } = self;
+        let written = overlay.write_session().map_err(failed)?;
+        let bytes = written.bytes.clone();
+        drop(overlay);
+        let overlay = make(written).map_err(failed)?;
+        let again = overlay.write_session().map_err(failed)?;
+        // Where numbers are found by reading, they are found in another order.
+        let same =
+            if overlay.lower().finds_all_numbers() { again.bytes == bytes } else { again.bytes.len() == bytes.len() };
+        if !same {
+            return Err("a session that was taken up is written in another way".into());
+        }
+        Ok(Kernel { overlay, dentries, inodes, files, dirs })
     }
 
     fn kind(&self, ino: Ino) -> FileType {

@@ -849,6 +849,13 @@ impl Upper for MemoryUpper {
         Ok(())
     }
 
+    fn remove_redirect(&self, of: Target<'_, Self>) -> Result<()> {
+        let mut disk = self.changing()?;
+        let ino = resolve(&disk, of)?;
+        disk.inode_mut(ino)?.marks.redirect = None;
+        Ok(())
+    }
+
     fn set_attr(&self, of: Target<'_, Self>, attr: &SetAttr) -> Result<()> {
         let mut disk = self.lessening()?;
         let ino = resolve(&disk, of)?;

@@ -586,9 +586,7 @@ fn found(path: &FsPath, entry: Option<(u64, FileType)>) -> rustix::io::Result<Fo
         _ => Vec::new(),
     };
     let io = |error: std::io::Error| Raw::from_io_error(&error).unwrap_or(Raw::IO);
-    let mut xattrs = dirs::xattrs(path).map_err(io)?;
-    // Ours, which the kernel's overlayfs takes for a program's.
-    xattrs.retain(|name, _| !name.starts_with(b"trusted.plyfs."));
+    let xattrs = dirs::xattrs(path).map_err(io)?;
     Ok(Found { seen, data, xattrs, entry, numbered: true })
 }
 

@@ -48,22 +48,29 @@ impl<L: Lower> OnDisk<L> {
     }
 
     fn mount(&mut self) -> Result<(), String> {
+        let upper = self.open_upper().map_err(|error| format!("mount: {error}"))?;
+        let overlay = Overlay::new((self.lower)(), Some(upper), self.options());
+        self.kernel = Some(Kernel::new(overlay.map_err(|error| format!("mount: {error}"))?));
+        Ok(())
+    }
+
+    fn open_upper(&self) -> overlay::Result<UpperDir> {
         let at = |name| self.top.path().join(name);
         let settings = UpperSettings {
             durability: self.how.durability,
             always_override: self.how.always_override,
             user_marks: false,
         };
-        let upper = UpperDir::open(&at("upper"), &at("work"), settings).map_err(|error| format!("mount: {error}"))?;
-        let options = Options {
+        UpperDir::open(&at("upper"), &at("work"), settings)
+    }
+
+    fn options(&self) -> Options {
+        Options {
             small: self.settings.small,
             open_dirs: self.settings.open_dirs,
             lazy_min: self.settings.lazy_min,
             ..Options::default()
-        };
-        let overlay = Overlay::new((self.lower)(), Some(upper), options);
-        self.kernel = Some(Kernel::new(overlay.map_err(|error| format!("mount: {error}"))?));
-        Ok(())
+        }
     }
 
     fn kernel(&mut self) -> &mut Kernel<L, UpperDir> {
@@ -108,8 +115,8 @@ fn check_mark(name: &[u8], value: &[u8], at_rest: bool) -> Result<(), String> {
     let Some(mark) = name.strip_prefix(b"trusted.").or_else(|| name.strip_prefix(b"user.")) else { return Ok(()) };
     match mark {
         b"overlay.opaque" if value == b"y" => Ok(()),
-        b"overlay.redirect" | b"overlay.metacopy" | b"plyfs.origin" => Ok(()),
-        b"plyfs.partial" if !at_rest => Ok(()),
+        b"overlay.redirect" | b"overlay.metacopy" | b"overlay.plyfs.origin" => Ok(()),
+        b"overlay.plyfs.partial" if !at_rest => Ok(()),
         _ if mark.starts_with(b"overlay.") || mark.starts_with(b"plyfs.") => Err(format!("bears {}", shown())),
         _ => Ok(()),
     }
@@ -138,6 +145,13 @@ impl<L: Lower> Subject for OnDisk<L> {
         self.kernel = None;
         self.check_upper(true)?;
         self.mount()
+    }
+
+    fn resume(&mut self) -> Result<(), String> {
+        let kernel = self.kernel.take().expect("it is mounted");
+        let make = |written| Overlay::resume((self.lower)(), Some(self.open_upper()?), self.options(), written);
+        self.kernel = Some(kernel.resume(make)?);
+        Ok(())
     }
 
     fn view(&mut self) -> Result<View, String> {

@@ -35,11 +35,13 @@ pub struct Settings {
     pub lazy_min: u64,
     /// The whole tree is looked at after so many operations; 0 is never before the end.
     pub look_every: usize,
+    /// The union is dropped and made anew from its written session after so many operations, files open; 0 is never.
+    pub resume_every: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { small: 8, open_dirs: 3, lazy_min: 1, look_every: 1 }
+        Settings { small: 8, open_dirs: 3, lazy_min: 1, look_every: 1, resume_every: 0 }
     }
 }
 
@@ -81,6 +83,14 @@ pub trait Subject {
     /// # Errors
     /// In words.
     fn rest(&mut self) -> Result<(), String>;
+
+    /// Drops the union and makes it anew from its written session; those who use it go on.
+    ///
+    /// # Errors
+    /// In words.
+    fn resume(&mut self) -> Result<(), String> {
+        Err("this subject cannot be resumed".into())
+    }
 
     /// Looks at everything.
     ///
@@ -197,6 +207,9 @@ impl<S: Subject> Run<S> {
 
     fn step_and_look(&mut self, op: &Op, at: usize, settings: &Settings) -> Result<(), String> {
         self.step(op)?;
+        if settings.resume_every > 0 && (at + 1).is_multiple_of(settings.resume_every) {
+            self.subject.resume()?;
+        }
         if settings.look_every > 0 && (at + 1).is_multiple_of(settings.look_every) {
             self.look()?;
         }
@@ -283,6 +296,7 @@ impl Trial<'_> {
             open_dirs: *random.pick(&[1, 2, 1000]),
             lazy_min: *random.pick(&[1, 5000, u64::MAX]),
             look_every: *random.pick(&[0, 1, 7]),
+            resume_every: 0,
         };
         let mut tree = (self.tree)(&stack);
         let mut ops = Vec::new();
@@ -374,6 +388,7 @@ impl Trial<'_> {
                 Settings { open_dirs: 1000, ..case.settings },
                 Settings { small: 1000, ..case.settings },
                 Settings { lazy_min: u64::MAX, ..case.settings },
+                Settings { resume_every: 0, ..case.settings },
             ] {
                 let simpler = settings != case.settings && (settings.look_every, case.settings.look_every) != (1, 0);
                 if simpler {
@@ -414,10 +429,16 @@ impl Trial<'_> {
     }
 }
 
+/// How much is tried: stacks by day, stacks by night (`PLYFS_NIGHTLY`), operations on each.
+#[derive(Clone, Copy, Debug)]
+pub struct Amount(pub u64, pub u64, pub usize);
+
 /// Reads how much is asked for from the environment: `PLYFS_MODEL_STACKS` stacks of `PLYFS_MODEL_OPS` operations each, from
-/// `PLYFS_MODEL_SEED` on.
-pub fn asked(stacks: u64, ops: usize) -> (u64, u64, usize) {
+/// `PLYFS_MODEL_SEED` on; else as `usual` says.
+pub fn asked(usual: Amount) -> (u64, u64, usize) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let Amount(by_day, by_night, ops) = usual;
+    let stacks = if std::env::var_os("PLYFS_NIGHTLY").is_some() { by_night } else { by_day };
     let ops = number("PLYFS_MODEL_OPS").map_or(ops, |ops| ops as usize);
     (number("PLYFS_MODEL_SEED").unwrap_or(0), number("PLYFS_MODEL_STACKS").unwrap_or(stacks), ops)
 }

@@ -187,6 +187,11 @@ impl Slots {
         add(&mut Adder { slots: self, adding: &mut self.adding.lock() })
     }
 
+    /// Returns the numbers that a file with this inode number may have: one for each of the layers' devices.
+    pub(super) fn numbers_of(&self, ino: u64) -> Vec<Ino> {
+        self.devices.iter().filter_map(|&dev| self.number(Backing { dev, ino })).collect()
+    }
+
     fn number(&self, backing: Backing) -> Option<Ino> {
         let device = self.devices.iter().position(|&dev| dev == backing.dev)? as u64;
         let number = device << INODE_BITS | backing.ino;

@@ -21,11 +21,15 @@ pub(super) const REDIRECT: &str = "overlay.redirect";
 pub(super) const METACOPY: &str = "overlay.metacopy";
 /// A whiteout in attribute form.
 pub(super) const WHITEOUT: &str = "overlay.whiteout";
-/// Ours: key and number of the lower inode it was copied from, how many names that has in the lower alone, and, for a copy
+/// The kernel's: by how many the link count of an indexed inode differs from what programs see.
+pub(super) const NLINK: &str = "overlay.nlink";
+/// Ours, under a prefix that the kernel's overlayfs hides from programs: key and number of the lower inode it was copied from, how many names that has in the lower alone, and, for a copy
 /// that took its name unsynced, how long its body must be, in which epoch that was, and where in the lower it came from.
-const ORIGIN: &str = "plyfs.origin";
+const ORIGIN: &str = "overlay.plyfs.origin";
 /// Ours: the copy is partial, and the lower counts up to this many bytes.
-const PARTIAL: &str = "plyfs.partial";
+const PARTIAL: &str = "overlay.plyfs.partial";
+/// Ours, on the index: the key of the layers whose files without a mark are there.
+const INDEX_KEY: &str = "overlay.plyfs.layers";
 const OVERRIDE: &[u8] = crate::override_stat::NAME;
 
 /// The namespace that marks are kept in.
@@ -63,6 +67,19 @@ impl Space {
             .iter()
             .any(|prefix| name.starts_with(prefix))
             || (self.overrides && name == OVERRIDE)
+    }
+
+    /// Tells whether inodes of every kind can bear marks (xattr(7): `user.*` is for files and directories).
+    pub(super) fn marks_all(&self) -> bool {
+        self.prefix != "user."
+    }
+
+    pub(super) fn index_key(&self, index: &Found<'_>) -> Result<Option<u64>> {
+        Ok(self.get(index, INDEX_KEY)?.and_then(|value| value.try_into().ok()).map(u64::from_le_bytes))
+    }
+
+    pub(super) fn set_index_key(&self, index: &Found<'_>, key: u64) -> Result<()> {
+        self.set(index, INDEX_KEY, &key.to_le_bytes())
     }
 
     fn full(&self, mark: &str) -> Vec<u8> {
@@ -176,6 +193,11 @@ fn apply(record: &[u8], stat: Stat) -> Stat {
         }
     }
     meant
+}
+
+/// Tells whether an inode of that kind can bear `user.*` attributes.
+pub(super) fn bears_marks(kind: FileType) -> bool {
+    matches!(kind, FileType::File | FileType::Dir)
 }
 
 /// What [`ORIGIN`] says.

@@ -2,7 +2,7 @@
 //!
 //! `UpperDir` owns the upper and its work directory. In the work directory it keeps to itself a folder `plyfs`: `lock` (held
 //! for as long as the upper is in use), `tmp` (what is being staged; emptied at the next start) and `index` (copies of
-//! hard-linked lower files, by the number of their origin). Every step that the union can see is one rename, link, mknod or
+//! hard-linked lower files, by the number of their origin). The kernel's own index beside it is taken over when there is one. Every step that the union can see is one rename, link, mknod or
 //! attribute call. Whiteouts are character devices 0:0; marks are extended attributes (kernel overlayfs.rst).
 
 mod attr;
@@ -11,7 +11,7 @@ mod file;
 mod marks;
 mod stage;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -25,6 +25,8 @@ use overlay::{Errno, Error, Result, Upper};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType as RawType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno as Raw;
+
+use crate::kernel_handle;
 
 pub use file::File;
 pub use stage::Staged;
@@ -48,6 +50,8 @@ pub struct UpperDir {
     partial: OwnedFd,
     /// `plyfs/` in the work directory.
     own: OwnedFd,
+    /// `index/` in the work directory, if the kernel's overlayfs made one.
+    foreign: Option<OwnedFd>,
     /// An earlier mount left copies unsynced: a power cut since may have emptied them.
     suspect: bool,
     /// Copies of the same epoch that are known to be whole, by backing inode number: looked at once, or made by this mount.
@@ -55,6 +59,8 @@ pub struct UpperDir {
     whole: Mutex<HashSet<u64>>,
     /// The work directory says that there are copies unsynced.
     noted: Mutex<bool>,
+    /// What is noted of those inodes in the index that can bear no mark, by backing inode number.
+    unmarked: Mutex<HashMap<u64, marks::OriginRecord>>,
 }
 
 /// Whether copies are on disk before they take a name.
@@ -144,10 +150,13 @@ impl UpperDir {
             rename_whiteout: AtomicBool::new(true),
             partial,
             own,
+            foreign: foreign_index(&work_fd).map_err(doing("open index/ in workdir", work))?,
             suspect: noted.is_some(),
             whole: Mutex::default(),
             noted: Mutex::new(noted.is_some()),
+            unmarked: Mutex::default(),
         };
+        this.read_unmarked()?;
         stage::empty_dir(&this.tmp)?;
         this.sweep_partials()?;
         Ok(this)
@@ -161,6 +170,24 @@ impl UpperDir {
     /// Returns the root's descriptor.
     pub fn root_fd(&self) -> &OwnedFd {
         &self.root
+    }
+
+    /// Reads of whom the inodes in the index are copies that can bear no mark: their names there are the numbers, the layers are
+    /// noted on the index itself.
+    fn read_unmarked(&self) -> Result<()> {
+        if self.space.marks_all() {
+            return Ok(());
+        }
+        let Some(key) = self.space.index_key(&Found::Open(self.index.as_fd()))? else { return Ok(()) };
+        let mut unmarked = self.unmarked.lock();
+        for ino in numbers(&self.index)?.into_iter().map(Ino) {
+            let stat = self.raw_stat(&self.resolve(Target::Index(ino)))?;
+            if !marks::bears_marks(stat.kind) {
+                let origin = Some(overlay::upper::Origin { key, ino });
+                unmarked.insert(stat.ino.0, marks::OriginRecord { origin, ..marks::OriginRecord::default() });
+            }
+        }
+        Ok(())
     }
 
     /// Says in the work directory that there are unsynced copies, once, before the first of them takes its name.
@@ -382,6 +409,16 @@ fn subdir(dir: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
+/// Opens the index that the kernel's overlayfs keeps with `index=on`.
+fn foreign_index(work: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(work, "index", flags, Mode::empty()) {
+        Ok(index) => Ok(Some(index)),
+        Err(Raw::NOENT | Raw::NOTDIR) => Ok(None),
+        Err(raw) => Err(raw),
+    }
+}
+
 /// Takes the lock of an upper. A daemon that was just unmounted may still be settling its upper: that is worth a short wait.
 fn lock(own: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -456,6 +493,12 @@ impl Upper for UpperDir {
         let of = self.resolve(of);
         let stat = self.raw_stat(&of)?;
         let (mut marks, mut stat) = self.space.read(&of, stat)?;
+        if !self.space.marks_all()
+            && !marks::bears_marks(stat.kind)
+            && let Some(record) = self.unmarked.lock().get(&stat.ino.0)
+        {
+            (marks.origin, marks.lower_names) = (record.origin, record.lower_names);
+        }
         if self.suspect && marks.unsynced {
             let mut whole = self.whole.lock();
             if !whole.contains(&stat.ino.0) {
@@ -547,20 +590,65 @@ impl Upper for UpperDir {
 
     fn publish_index(&self, staged: Staged, origin: Ino) -> Result<Stat> {
         let name = index_name(origin);
+        let unmarked = staged.unmarked.clone();
+        if let Some(origin) = unmarked.as_ref().and_then(|record| record.origin) {
+            self.space.set_index_key(&Found::Open(self.index.as_fd()), origin.key)?;
+        }
         let from = staged.take();
         rustix::fs::renameat_with(&self.tmp, from.as_bytes(), &self.index, name.as_bytes(), RenameFlags::NOREPLACE)
             .map_err(|raw| error(|| shown(name.as_name(), "index"), raw))?;
-        self.raw_stat(&Found::At(self.index.as_fd(), name))
+        let stat = self.raw_stat(&Found::At(self.index.as_fd(), name))?;
+        if let Some(record) = unmarked {
+            self.unmarked.lock().insert(stat.ino.0, record);
+        }
+        Ok(stat)
     }
 
     fn remove_index(&self, origin: Ino) -> Result<()> {
         let name = index_name(origin);
         rustix::fs::unlinkat(&self.index, name.as_bytes(), AtFlags::empty())
-            .map_err(|raw| error(|| shown(name.as_name(), "remove from the index"), raw))
+            .map_err(|raw| error(|| shown(name.as_name(), "remove from the index"), raw))?;
+        self.unmarked.lock().retain(|_, record| record.origin.is_none_or(|known| known.ino != origin));
+        Ok(())
     }
 
     fn indexed(&self) -> Result<Vec<Ino>> {
         Ok(numbers(&self.index)?.into_iter().map(Ino).collect())
+    }
+
+    fn foreign_index(&self) -> Result<Vec<(Vec<u8>, FileType)>> {
+        let Some(index) = &self.foreign else { return Ok(Vec::new()) };
+        let failed = |raw| error(|| "list the kernel's index in the work directory".into(), raw);
+        let mut found = Vec::new();
+        for entry in Dir::read_from(index).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            let (Some(handle), Ok(named)) = (kernel_handle::from_hex(name), NameBuf::new(name)) else { continue };
+            let stat = self.raw_stat(&Found::At(index.as_fd(), named))?;
+            // Directories are there for network filesystems alone, whiteouts for files that have no name left.
+            let whiteout = stat.kind == FileType::Char && stat.rdev == layer::Dev::default();
+            if stat.kind != FileType::Dir && !whiteout {
+                found.push((handle, stat.kind));
+            }
+        }
+        Ok(found)
+    }
+
+    fn adopt_foreign(&self, handle: &[u8], origin: overlay::upper::Origin) -> Result<()> {
+        let Some(index) = &self.foreign else { return Ok(()) };
+        let failed = |raw| error(|| "take over the kernel's index of the work directory".into(), raw);
+        let Ok(name) = NameBuf::new(kernel_handle::to_hex(handle)) else { return Err(Errno::EINVAL.into()) };
+        let found = Found::At(index.as_fd(), name.clone());
+        let record = marks::OriginRecord { origin: Some(origin), ..marks::OriginRecord::default() };
+        self.space.set_origin(&found, &record)?;
+        let ours = index_name(origin.ino);
+        match rustix::fs::linkat(index, name.as_bytes(), &self.index, ours.as_bytes(), AtFlags::empty()) {
+            Ok(()) | Err(Raw::EXIST) => {}
+            Err(raw) => return Err(failed(raw)),
+        }
+        // It counts links against the lower's; from now on the names themselves are counted.
+        self.space.remove(&found, marks::NLINK)?;
+        rustix::fs::unlinkat(index, name.as_bytes(), AtFlags::empty()).map_err(failed)
     }
 
     fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()> {
@@ -737,6 +825,10 @@ impl Upper for UpperDir {
         self.space.set(&self.resolve(of), marks::REDIRECT, path)
     }
 
+    fn remove_redirect(&self, of: Target<'_, Self>) -> Result<()> {
+        self.space.remove(&self.resolve(of), marks::REDIRECT)
+    }
+
     fn set_attr(&self, of: Target<'_, Self>, attr: &SetAttr) -> Result<()> {
         let kind = match of {
             Target::File(_) => Some(FileType::File),
@@ -780,6 +872,13 @@ impl Upper for UpperDir {
 
     fn set_lower_names(&self, of: Target<'_, Self>, count: u32) -> Result<()> {
         let of = self.resolve(of);
+        if !self.space.marks_all() {
+            let stat = self.raw_stat(&of)?;
+            if let Some(record) = self.unmarked.lock().get_mut(&stat.ino.0) {
+                record.lower_names = count;
+                return Ok(());
+            }
+        }
         let record = self.space.origin(&of)?;
         self.space.set_origin(&of, &marks::OriginRecord { lower_names: count, ..record })
     }

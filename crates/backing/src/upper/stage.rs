@@ -18,6 +18,8 @@ const NOTED_PATH_MAX: usize = 512;
 pub struct Staged {
     tmp: OwnedFd,
     name: Option<NameBuf>,
+    /// What is to be noted of a copy that can bear no mark.
+    pub(super) unmarked: Option<marks::OriginRecord>,
 }
 
 impl Staged {
@@ -47,7 +49,7 @@ impl UpperDir {
             let errno = overlay::Errno(source.raw_os_error().unwrap_or(5));
             overlay::Error::fault("duplicate a descriptor", errno, source)
         })?;
-        Ok(Staged { tmp, name: Some(name) })
+        Ok(Staged { tmp, name: Some(name), unmarked: None })
     }
 
     /// Tells whether a new inode can be made under its name at once: then the owner is ours, and nothing is to be added.
@@ -166,7 +168,7 @@ impl UpperDir {
             FileType::Fifo | FileType::Socket => What::Special(stat.kind),
         };
         let new = New { what, perm: stat.perm, uid: stat.uid, gid: stat.gid, xattrs: &[], times: None };
-        let staged = self.stage_new(&new)?;
+        let mut staged = self.stage_new(&new)?;
         let name = staged.name();
         let at = Found::At(self.tmp.as_fd(), name.clone());
         let synced = match stat.kind {
@@ -185,6 +187,9 @@ impl UpperDir {
         };
         let record = if synced == copy::Synced::Yes { record.synced() } else { record };
         self.space.set_origin(&at, &record)?;
+        if stat.nlink > 1 && !self.space.marks_all() && !marks::bears_marks(self.raw_stat(&at)?.kind) {
+            staged.unmarked = Some(record);
+        }
         // Writing took set-user-ID bits and may have touched the times: both last.
         let attr = SetAttr {
             perm: (stat.perm & 0o6000 != 0 && stat.kind == FileType::File).then_some(stat.perm),
