@@ -218,7 +218,7 @@ fn as_layer(case: &Case, writer: Writer) -> Result<u64, String> {
     for name in ["second", "second-work"] {
         std::fs::create_dir(at(name)).map_err(|error| error.to_string())?;
     }
-    let layers = [&[stage.place.upper.clone()], &stage.place.layers[..]].concat();
+    let layers = [std::slice::from_ref(&stage.place.upper), &stage.place.layers[..]].concat();
     let upper_before = survey(&stage.place.upper).map_err(|error| error.to_string())?;
     let second = Place { layers, upper: at("second"), work: at("second-work"), target: stage.place.target.clone() };
     // Names that begin with `.wh.` are ordinary in an upper.
