@@ -359,8 +359,8 @@ fn fill_lower(thread: &str, tell: &mut dyn FnMut(Entry) -> Id) {
             let size = sizes[(number * 3 + at) % sizes.len()];
             files.push(add(*dir, &format!("n{}", 4 + at), Kind::File, random.bytes(size)));
         }
-        others.push(("n21", add(*dir, "n8", Kind::Symlink("somewhere".to_owned()), Vec::new())));
-        others.push(("n22", add(*dir, "n20", Kind::Fifo, Vec::new())));
+        others.push(("n22", add(*dir, "n8", Kind::Symlink("somewhere".to_owned()), Vec::new())));
+        others.push(("n23", add(*dir, "n21", Kind::Fifo, Vec::new())));
     }
     add(own, "large", Kind::File, random.bytes((8 << 20) + 777));
     add(dirs[2], "large", Kind::File, random.bytes((4 << 20) + 4095));
