@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::bench::BenchArgs;
 use crate::filter;
 use crate::print::Format;
+use crate::registries::{LoginArgs, LogoutArgs, ManifestInspectArgs, PullArgs, PushArgs, SearchArgs};
 
 /// Container images as directories: load them once, mount them for as many containers as you like.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ Start here:
   sample      Write the sample image as an archive           (plyfs sample | plyfs load)
 
 Images:
+  pull        Pull images from a registry
+  push        Push an image to a registry
   load        Load images from an OCI layout or an archive
   save        Write images as an archive                     (plyfs save redis | docker load)
   images      List images                                    (also: image ls)
@@ -43,6 +46,10 @@ Images:
   rmi         Remove images                                  (also: image rm)
   prune       Remove images that are not in use              (also: image prune)
   tree        Draw images over the layers that they share
+  manifest    Show what a registry has under a name          (manifest inspect)
+  search      Search a registry
+  login       Log in to a registry
+  logout      Forget the password for a registry
 
 Containers:
   run         Run a command in a new container, by crun or runc (also: container run)
@@ -84,6 +91,18 @@ pub(crate) enum Command {
     Quickstart(QuickstartArgs),
     /// Write the sample image as an archive: plyfs sample | plyfs load
     Sample(SampleArgs),
+    /// Pull images from a registry
+    Pull(PullArgs),
+    /// Push an image to a registry
+    ///
+    /// Layers that the registry has are left alone; others are made again from the store, bit by bit, and compressed.
+    Push(PushArgs),
+    /// Search a registry
+    Search(SearchArgs),
+    /// Log in to a registry
+    Login(LoginArgs),
+    /// Forget name and password for a registry
+    Logout(LogoutArgs),
     /// Load images from an OCI layout or an archive
     Load(LoadArgs),
     /// Write images as an archive, which plyfs, docker, podman and skopeo read
@@ -163,6 +182,9 @@ pub(crate) enum Command {
     Info(InfoArgs),
     /// Show the version
     Version(VersionArgs),
+    /// Commands about manifests at a registry
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
     /// Commands about images
     #[command(subcommand)]
     Image(ImageCommand),
@@ -184,6 +206,12 @@ pub(crate) enum ImageCommand {
     Load(LoadArgs),
     /// Write images as an archive
     Save(SaveArgs),
+    /// Pull images from a registry
+    Pull(PullArgs),
+    /// Push an image to a registry
+    Push(PushArgs),
+    /// Search a registry
+    Search(SearchArgs),
     /// Show all that is known of an image
     Inspect(InspectArgs),
     /// Show the steps that made an image
@@ -202,6 +230,13 @@ pub(crate) enum ImageCommand {
     /// Unmount an image
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+}
+
+/// `plyfs manifest ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ManifestCommand {
+    /// Show the manifest or index that a name leads to, without pulling it
+    Inspect(ManifestInspectArgs),
 }
 
 /// `plyfs container ...`

@@ -16,6 +16,7 @@ mod print;
 mod progress;
 mod prune;
 mod quickstart;
+mod registries;
 mod sample;
 mod save;
 mod tree;
@@ -30,7 +31,7 @@ use anyhow::Result;
 use clap::Parser;
 use store::Store;
 
-use cli::{Cli, Command, ContainerCommand, ImageCommand, Kind, SystemCommand};
+use cli::{Cli, Command, ContainerCommand, ImageCommand, Kind, ManifestCommand, SystemCommand};
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -63,6 +64,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             return bundle::run::run(&root, &args);
         }
         Command::Sample(args) => sample::write(&args, out)?,
+        Command::Login(args) => registries::login(&args, out)?,
+        Command::Logout(args) => registries::logout(&args, out)?,
+        Command::Search(args) | Command::Image(ImageCommand::Search(args)) => registries::search(&args, out)?,
+        Command::Manifest(ManifestCommand::Inspect(args)) => registries::inspect(&args, out)?,
         Command::Bench(args) => return bench::run(&root, &args, out),
         Command::Version(args) | Command::System(SystemCommand::Version(args)) => about::version(&args, out)?,
         Command::Info(args) | Command::System(SystemCommand::Info(args)) => about::info(&root, &args, out)?,
@@ -76,6 +81,8 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
     match command {
         Command::Load(args) | Command::Image(ImageCommand::Load(args)) => images::load(store, &args, out)?,
         Command::Save(args) | Command::Image(ImageCommand::Save(args)) => save::save(store, &args)?,
+        Command::Pull(args) | Command::Image(ImageCommand::Pull(args)) => registries::pull(store, &args, out)?,
+        Command::Push(args) | Command::Image(ImageCommand::Push(args)) => registries::push(store, &args, out)?,
         Command::Images(args) | Command::Image(ImageCommand::Ls(args)) => images::list(store, &args, out)?,
         Command::Inspect(args) => return containers::inspect(store, &args, args.kind, out),
         Command::Image(ImageCommand::Inspect(args)) => {
@@ -121,6 +128,11 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         Command::Gc(args) | Command::System(SystemCommand::Gc(args)) => usage::gc(store, &args, out)?,
         Command::Quickstart(_)
         | Command::Sample(_)
+        | Command::Login(_)
+        | Command::Logout(_)
+        | Command::Search(_)
+        | Command::Image(ImageCommand::Search(_))
+        | Command::Manifest(_)
         | Command::Unshare(_)
         | Command::Run(_)
         | Command::Container(ContainerCommand::Run(_))

@@ -20,6 +20,42 @@ pub(crate) fn new(quiet: bool) -> Box<dyn Progress> {
     }
 }
 
+/// Returns what shows a pull, in docker's words.
+pub(crate) fn pull(quiet: bool) -> Box<dyn Progress> {
+    match (quiet, std::io::stderr().is_terminal()) {
+        (true, _) => Box::new(Silent),
+        (false, true) => Box::new(Bars { words: PULL, ..Bars::new() }),
+        (false, false) => Box::new(PullLines),
+    }
+}
+
+/// What finished layers are called.
+#[derive(Clone, Copy)]
+struct Words {
+    existing: &'static str,
+    /// Instead of what was unpacked.
+    complete: Option<&'static str>,
+}
+
+const LOAD: Words = Words { existing: "already there", complete: None };
+const PULL: Words = Words { existing: "Already exists", complete: Some("Pull complete") };
+
+/// Docker's lines for a pull without a terminal.
+struct PullLines;
+
+impl Progress for PullLines {
+    fn layer(&self, layer: DiffId, event: LayerEvent) {
+        let text = match event {
+            LayerEvent::Existing => "Already exists",
+            LayerEvent::Started { .. } => "Pulling fs layer",
+            LayerEvent::Unpacked { .. } => "Pull complete",
+            LayerEvent::Read { .. } => return,
+        };
+        // Progress that nobody can read is no reason to stop.
+        std::io::stderr().write_all(format!("{}: {text}\n", short(layer)).as_bytes()).ok();
+    }
+}
+
 /// Returns the 12 digits of a layer's diffID by which people know it.
 fn short(layer: DiffId) -> String {
     layer.0.hex()[..12].to_string()
@@ -47,13 +83,18 @@ impl Progress for Lines {
 
 /// One bar for each layer; a finished one becomes a line.
 struct Bars {
+    words: Words,
     screen: MultiProgress,
     bars: Mutex<HashMap<DiffId, ProgressBar>>,
 }
 
 impl Bars {
     fn new() -> Self {
-        Bars { screen: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12)), bars: Mutex::default() }
+        Bars {
+            words: LOAD,
+            screen: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(12)),
+            bars: Mutex::default(),
+        }
     }
 
     fn bar(&self, layer: DiffId) -> ProgressBar {
@@ -78,13 +119,16 @@ impl Progress for Bars {
     fn layer(&self, layer: DiffId, event: LayerEvent) {
         let bar = self.bar(layer);
         match event {
-            LayerEvent::Existing => end(&bar, "already there".to_string()),
+            LayerEvent::Existing => end(&bar, self.words.existing.to_string()),
             LayerEvent::Started { total } => {
                 bar.set_length(total);
                 bar.set_style(running());
             }
             LayerEvent::Read { done } => bar.set_position(done),
-            LayerEvent::Unpacked { members, size } => end(&bar, unpacked(members, size)),
+            LayerEvent::Unpacked { members, size } => {
+                let done = self.words.complete.map_or_else(|| unpacked(members, size), str::to_string);
+                end(&bar, done);
+            }
         }
     }
 }

@@ -89,6 +89,7 @@ impl Store {
         };
         check.root()?;
         check.objects()?;
+        check.blobs()?;
         check.layers()?;
         check.folded()?;
         check.manifests()?;
@@ -155,6 +156,19 @@ impl Check<'_> {
                     Some(digest) if self.hash(&path)? == Some(digest) => self.report.objects += 1,
                     Some(_) => self.damaged(&path, "its content is not what its name says")?,
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn blobs(&mut self) -> Result<()> {
+        let dir = self.store.layout().blobs();
+        for name in all_names(&dir)? {
+            let path = dir.join(&name);
+            match name.to_str().and_then(|hex| Digest::from_hex(hex).ok()) {
+                None => self.stray(&path)?,
+                Some(digest) if self.hash(&path)? == Some(digest) => {}
+                Some(_) => self.damaged(&path, "its content is not what its name says")?,
             }
         }
         Ok(())

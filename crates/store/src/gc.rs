@@ -35,6 +35,7 @@ struct Marked {
     layers: HashSet<DiffId>,
     chains: HashSet<ChainId>,
     configs: HashSet<Digest>,
+    blobs: HashSet<Digest>,
 }
 
 impl Store {
@@ -99,6 +100,11 @@ pub(crate) fn collect(store: &Store, scope: Scope<'_>) -> Result<Collected> {
             sweep.condemn(&path)?;
         }
     }
+    for (path, name) in files(&store.layout().blobs())? {
+        if !Digest::from_hex(&name).is_ok_and(|blob| marked.blobs.contains(&blob)) {
+            sweep.condemn(&path)?;
+        }
+    }
     sweep.objects(&objects)?;
     sweep.dead_mounts()?;
     for path in store.dead_leases()? {
@@ -133,7 +139,8 @@ fn mark(store: &Store) -> Result<Marked> {
         stacks.push(ids.collect());
     }
     let chains = stacks.iter().filter_map(|stack| ChainId::of(stack)).collect();
-    Ok(Marked { layers: stacks.into_iter().flatten().collect(), chains, configs })
+    let blobs = catalogue.blobs().collect();
+    Ok(Marked { layers: stacks.into_iter().flatten().collect(), chains, configs, blobs })
 }
 
 /// What is being deleted.

@@ -17,7 +17,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::gc;
 use crate::lock::Lock;
-use crate::manifest::{self, Config, Document, Manifest};
+use crate::manifest::{self, Config, Descriptor, Document, Manifest};
 use crate::reference::Reference;
 use crate::store::Store;
 use crate::time;
@@ -396,6 +396,28 @@ impl Catalogue {
         self.images.keys().map(|id| ImageId(*id))
     }
 
+    /// The blobs of layers that manifests name.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> + '_ {
+        let manifests = self.images.values().flatten();
+        manifests.flat_map(|(_, _, manifest)| manifest.layers.iter().map(|layer| layer.digest))
+    }
+
+    /// Every blob that a layer is known to have travelled as.
+    pub(crate) fn travelled(&self, store: &Store, wanted: &DiffId) -> Result<Vec<Descriptor>> {
+        let mut found: Vec<Descriptor> = Vec::new();
+        for (id, manifests) in &self.images {
+            let diff_ids = self.layers(store, ImageId(*id))?;
+            for (_, _, manifest) in manifests {
+                for (diff_id, layer) in diff_ids.iter().zip(&manifest.layers) {
+                    if diff_id == wanted && !found.iter().any(|known| known.digest == layer.digest) {
+                        found.push(layer.clone());
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
     pub(crate) fn image(&self, store: &Store, id: Digest) -> Result<Image> {
         let names = self.names(id);
         let digest = self.manifest_of(id)?;
@@ -482,6 +504,10 @@ impl Catalogue {
     }
 
     fn find_name(&self, name: &Reference) -> Option<Found> {
+        // A name with a digest is recorded as such where the image was pulled by it.
+        if let Some(manifest) = self.refs.get(name) {
+            return Some(Found { id: self.config_of(*manifest)?, name: Some(name.clone()), manifest: Some(*manifest) });
+        }
         if let Some(digest) = name.digest() {
             let id = self.config_of(digest)?;
             let same_repository = |known: &&Reference| known.repository() == name.repository();
@@ -489,8 +515,7 @@ impl Catalogue {
             names.iter().find(same_repository)?;
             return Some(Found { id, name: None, manifest: Some(digest) });
         }
-        let manifest = *self.refs.get(name)?;
-        Some(Found { id: self.config_of(manifest)?, name: Some(name.clone()), manifest: Some(manifest) })
+        None
     }
 }
 

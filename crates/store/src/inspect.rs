@@ -34,14 +34,17 @@ impl Store {
     /// The disk, or a config that cannot be read.
     pub fn inspect(&self, image: &Image) -> Result<Value> {
         let config = image.read_config()?;
+        let digest = |name: &Reference| name.digest().unwrap_or(image.digest);
         let digests: BTreeSet<String> =
-            image.names.iter().map(|name| format!("{}@{}", name.familiar_repository(), image.digest)).collect();
+            image.names.iter().map(|name| format!("{}@{}", name.familiar_repository(), digest(name))).collect();
+        let tags: Vec<String> =
+            image.names.iter().filter(|name| name.digest().is_none()).map(Reference::familiar).collect();
         let platform = config.platform.as_ref();
         let lower = self.lower(image)?;
         let comment = config.history.last().and_then(|past| past.comment.clone()).unwrap_or_default();
         Ok(json!({
             "Id": image.id.to_string(),
-            "RepoTags": image.names.iter().map(Reference::familiar).collect::<Vec<_>>(),
+            "RepoTags": tags,
             "RepoDigests": digests,
             "Parent": "",
             "Comment": comment,

@@ -8,7 +8,7 @@ use layer::{ChainId, DiffId, Digest};
 pub(crate) const VERSION: &str = "plyfs store 1\n";
 
 /// The directories that a store has, parents first.
-const DIRECTORIES: [&str; 12] = [
+const DIRECTORIES: [&str; 13] = [
     "objects",
     "layers",
     "folded",
@@ -16,6 +16,7 @@ const DIRECTORIES: [&str; 12] = [
     "images/manifests",
     "images/configs",
     "images/refs",
+    "blobs",
     "containers",
     "mounts",
     "leases",
@@ -91,6 +92,11 @@ impl Layout {
 
     pub(crate) fn refs(&self) -> PathBuf {
         self.root.join("images/refs")
+    }
+
+    /// Layers' blobs as they came, where they are kept.
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
     }
 
     pub(crate) fn containers(&self) -> PathBuf {

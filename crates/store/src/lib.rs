@@ -16,6 +16,8 @@
 //! Nothing is visible before it is whole. Everything works for an ordinary user: owners, modes, devices and extended
 //! attributes of a layer live in its index, never in the host's inodes.
 
+mod blobs;
+mod claim;
 mod commit;
 mod containers;
 mod df;
@@ -36,11 +38,12 @@ mod layout;
 mod lease;
 mod load;
 mod lock;
-mod manifest;
+pub mod manifest;
 mod pipeline;
 mod platform;
 mod process;
 mod progress;
+mod receive;
 mod reference;
 mod save;
 mod skeleton;
@@ -66,6 +69,7 @@ pub use load::{LoadOptions, Loaded, LoadedLayer, Origin};
 pub use platform::Platform;
 pub use process::Process;
 pub use progress::{LayerEvent, LayerPlan, Progress, Silent};
+pub use receive::{Arrival, Blobs};
 pub use reference::{Reference, ReferenceError};
 pub use save::ArchiveForm;
 pub use source::Source;

@@ -1,6 +1,7 @@
 //! Loading: a source's images become layers, records and folded indexes of the store.
 
 use std::collections::{HashSet, VecDeque};
+use std::io::Read;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,6 +9,8 @@ use layer::{DiffId, Digest};
 use parking_lot::Mutex;
 use serde_json::json;
 
+use crate::blobs::Kept;
+use crate::claim::Claim;
 use crate::error::{Error, Result};
 use crate::gc::{self, Scope};
 use crate::images::{ImageId, NewImage};
@@ -19,7 +22,7 @@ use crate::pipeline::{self, Blob, ChunkReader, Halt, Staged};
 use crate::platform::Platform;
 use crate::progress::{LayerEvent, LayerPlan, Progress};
 use crate::reference::Reference;
-use crate::source::{Content, FoundImage, FoundLayer, Source};
+use crate::source::{FoundImage, FoundLayer, LayerContent, Source};
 use crate::store::Store;
 
 /// The most layers that are unpacked at once: each takes some MiB of memory.
@@ -32,6 +35,8 @@ pub struct LoadOptions {
     pub platform: Option<Platform>,
     /// How many layers are unpacked at once; as many as there are processors unless told.
     pub parallel: Option<usize>,
+    /// Whether the blobs of layers that are unpacked are kept as they came, too.
+    pub keep_blobs: bool,
 }
 
 /// An image that was loaded.
@@ -76,12 +81,23 @@ impl Store {
     /// Each names the image, layer or member. Nothing half-done stays; whole layers do, until the next removal of an image.
     pub fn load(&self, source: &Source, options: &LoadOptions, progress: &dyn Progress) -> Result<Vec<Loaded>> {
         let found = source.open(self, options.platform.as_ref())?;
-        for image in &found {
+        self.load_found(&found, &source.label(), options, progress)
+    }
+
+    /// Loads what was found in a source that messages call `label`.
+    pub(crate) fn load_found(
+        &self,
+        found: &[FoundImage],
+        label: &str,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Loaded>> {
+        for image in found {
             progress.image(&image.names, &image.layers.iter().map(plan).collect::<Vec<_>>());
         }
         // From the first layer or object that is reused to the images' records.
         let store = Lock::shared(&self.layout().lock())?;
-        let missing = self.missing(&found, progress).map_err(|error| error.within(source.label()))?;
+        let missing = self.missing(found, progress).map_err(|error| error.within(label))?;
         let fetched: HashSet<DiffId> = missing.iter().map(|layer| layer.diff_id).collect();
         let loaded = self
             .unpack_all(missing, options, progress)
@@ -91,7 +107,7 @@ impl Store {
             if !matches!(error, Error::Io { .. }) {
                 self.forget(&fetched);
             }
-            error.within(source.label())
+            error.within(label)
         })
     }
 
@@ -125,7 +141,7 @@ impl Store {
         if let Some(layer) = found.iter().flat_map(|image| &image.layers).find(absent) {
             return Err(Error::invalid(&layer.what, "the source does not hold it, and the store has no such layer"));
         }
-        missing.sort_by_key(|layer| std::cmp::Reverse(layer.content.as_ref().map_or(0, Content::len)));
+        missing.sort_by_key(|layer| std::cmp::Reverse(layer.content.as_ref().map_or(0, LayerContent::len)));
         Ok(missing)
     }
 
@@ -133,15 +149,17 @@ impl Store {
     fn unpack_all(&self, layers: Vec<FoundLayer>, options: &LoadOptions, progress: &dyn Progress) -> Result<()> {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let workers = options.parallel.unwrap_or(processors).clamp(1, PARALLEL_MAX).min(layers.len());
-        let queue = Mutex::new(VecDeque::from(layers));
         let failure = Mutex::new(None);
         let give_up = AtomicBool::new(false);
+        let contents: Vec<LayerContent> = layers.iter().filter_map(|layer| layer.content.clone()).collect();
+        let queue = Mutex::new(VecDeque::from(layers));
         let work = || {
             while !give_up.load(Ordering::Relaxed)
                 && let Some(layer) = { queue.lock().pop_front() }
             {
-                if let Err(Halt::Failed(error)) = self.unpack(&layer, &give_up, progress) {
+                if let Err(Halt::Failed(error)) = self.unpack(&layer, &give_up, options, progress) {
                     give_up.store(true, Ordering::Relaxed);
+                    contents.iter().for_each(LayerContent::give_up);
                     failure.lock().get_or_insert(error.within(&layer.what));
                 }
             }
@@ -155,11 +173,23 @@ impl Store {
         failure.into_inner().map_or(Ok(()), Err)
     }
 
-    fn unpack(&self, layer: &FoundLayer, give_up: &AtomicBool, progress: &dyn Progress) -> Staged<()> {
+    fn unpack(
+        &self,
+        layer: &FoundLayer,
+        give_up: &AtomicBool,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Staged<()> {
         let Some(content) = &layer.content else { return Err(Halt::Stopped) };
         if let Some((_, size)) = layer.expected.filter(|(_, size)| *size != content.len()) {
             let why = format!("it should have {size} bytes, but has {}", content.len());
             return Err(Error::invalid("blob", why).into());
+        }
+        // Another load may be at this very layer: it is fetched and unpacked once.
+        let Some(_claim) = Claim::wait(self.layout(), &layer.diff_id, give_up)? else { return Err(Halt::Stopped) };
+        if self.is_whole(&layer.diff_id) {
+            progress.layer(layer.diff_id, LayerEvent::Existing);
+            return Ok(());
         }
         progress.layer(layer.diff_id, LayerEvent::Started { total: content.len() });
         let blob = Blob {
@@ -171,10 +201,22 @@ impl Store {
         let mut ingest = Ingest::new(self.layout())?;
         let read = |done| progress.layer(layer.diff_id, LayerEvent::Read { done });
         let untar = |stream: &mut ChunkReader| ingest.untar(stream);
-        let ((), diff_id) = pipeline::run(&blob, &mut content.reader(), &read, give_up, untar)?;
+        let mut kept = match layer.expected.filter(|_| options.keep_blobs) {
+            Some((digest, _)) => Some(Kept::begin(self.layout(), digest)?),
+            None => None,
+        };
+        let mut reader: Box<dyn Read + Send> = match &mut kept {
+            Some(kept) => Box::new(kept.tee(content.reader()?)),
+            None => content.reader()?,
+        };
+        let ((), diff_id) = pipeline::run(&blob, &mut *reader, &read, give_up, untar)?;
+        drop(reader);
         if DiffId(diff_id) != layer.diff_id {
             let why = format!("its tar has the diffID {diff_id}, not {} as the config says", layer.diff_id);
             return Err(Error::invalid("blob", why).into());
+        }
+        if let Some(kept) = kept {
+            kept.publish()?;
         }
         let summary = ingest.publish(self, layer.diff_id)?;
         progress.layer(layer.diff_id, LayerEvent::Unpacked { members: summary.members, size: summary.size });
@@ -215,6 +257,6 @@ impl Store {
 }
 
 fn plan(layer: &FoundLayer) -> LayerPlan {
-    let size = layer.expected.map(|(_, size)| size).or_else(|| layer.content.as_ref().map(Content::len));
+    let size = layer.expected.map(|(_, size)| size).or_else(|| layer.content.as_ref().map(LayerContent::len));
     LayerPlan { diff_id: layer.diff_id, size }
 }

@@ -11,16 +11,24 @@ use crate::json;
 use crate::platform::Platform;
 
 /// The longest manifest, index or config that is read, in bytes (distribution-spec asks for at least this).
-pub(crate) const DOCUMENT_MAX: u64 = 4 << 20;
+pub const DOCUMENT_MAX: u64 = 4 << 20;
 
-pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-pub(crate) const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
-pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// An OCI index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// An OCI manifest.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// A docker manifest list.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// A docker manifest, version 2 schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// The config of a docker image.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// A docker layer, plain.
+pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+/// An OCI layer, plain.
+pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// The config of an OCI image.
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// containerd core/images/mediatypes.go.
 const LAYERS: [&str; 13] = [
     OCI_LAYER,
@@ -40,59 +48,77 @@ const LAYERS: [&str; 13] = [
 
 /// What a document names by digest.
 #[derive(Clone, Debug)]
-pub(crate) struct Descriptor {
-    pub(crate) media_type: Option<String>,
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    pub(crate) annotations: BTreeMap<String, String>,
-    pub(crate) platform: Option<Platform>,
+pub struct Descriptor {
+    /// What its content is.
+    pub media_type: Option<String>,
+    /// The content's hash.
+    pub digest: Digest,
+    /// The content's length, in bytes.
+    pub size: u64,
+    /// What its maker noted.
+    pub annotations: BTreeMap<String, String>,
+    /// What the image runs on.
+    pub platform: Option<Platform>,
     /// The content itself, embedded.
-    pub(crate) data: Option<Vec<u8>>,
+    pub data: Option<Vec<u8>>,
 }
 
 /// A document that stands for an image, or for several.
 #[derive(Clone, Debug)]
-pub(crate) enum Document {
+pub enum Document {
+    /// One image.
     Manifest(Manifest),
+    /// Several.
     Index(Index),
 }
 
+/// One image: its config and its layers.
 #[derive(Clone, Debug)]
-pub(crate) struct Manifest {
-    pub(crate) config: Descriptor,
+pub struct Manifest {
+    /// Its config.
+    pub config: Descriptor,
     /// Base first.
-    pub(crate) layers: Vec<Descriptor>,
+    pub layers: Vec<Descriptor>,
 }
 
 /// The entries that may be an image or an index; others are skipped, as the specification asks.
 #[derive(Clone, Debug)]
-pub(crate) struct Index {
-    pub(crate) manifests: Vec<Descriptor>,
+pub struct Index {
+    /// In the order of the document.
+    pub manifests: Vec<Descriptor>,
 }
 
 /// An image config, as far as the store cares; the bytes are kept as received.
 #[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) platform: Option<Platform>,
-    pub(crate) created: Option<layer::Time>,
-    pub(crate) author: String,
+pub struct Config {
+    /// What the image runs on.
+    pub platform: Option<Platform>,
+    /// When its maker says that it was made.
+    pub created: Option<layer::Time>,
+    /// By whom.
+    pub author: String,
     /// Base first.
-    pub(crate) diff_ids: Vec<DiffId>,
+    pub diff_ids: Vec<DiffId>,
     /// Oldest first.
-    pub(crate) history: Vec<Past>,
+    pub history: Vec<Past>,
     /// Environment, command and so on.
-    pub(crate) settings: Value,
+    pub settings: Value,
 }
 
 /// One step of an image's history.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Past {
-    pub(crate) created: Option<String>,
-    pub(crate) created_by: Option<String>,
-    pub(crate) author: Option<String>,
-    pub(crate) comment: Option<String>,
-    pub(crate) empty_layer: Option<bool>,
+pub struct Past {
+    /// When, as written.
+    pub created: Option<String>,
+    /// By which command.
+    pub created_by: Option<String>,
+    /// By whom.
+    pub author: Option<String>,
+    /// What its maker said of it.
+    pub comment: Option<String>,
+    /// Whether it made no layer.
+    pub empty_layer: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -144,7 +170,10 @@ struct RawRootfs {
 }
 
 /// Reads a manifest or an index; `declared` is the media type that its descriptor states.
-pub(crate) fn read_document(bytes: &[u8], what: &str, declared: Option<&str>) -> Result<Document> {
+///
+/// # Errors
+/// The rule that it breaks; [`Error::Unsupported`] for artifacts and docker's schema 1.
+pub fn read_document(bytes: &[u8], what: &str, declared: Option<&str>) -> Result<Document> {
     let raw: RawDocument = json::parse_as(bytes).map_err(|why| Error::invalid(what, why))?;
     let stated = raw.media_type.as_deref().filter(|t| !t.is_empty());
     if let (Some(stated), Some(declared)) = (stated, declared)
@@ -237,7 +266,9 @@ fn artifact(what: &str, kind: Option<&str>) -> Error {
 
 impl RawDescriptor {
     fn check(self, what: &str) -> Result<Descriptor> {
-        let digest = self.digest.parse().map_err(|why| Error::invalid(what, why))?;
+        // It quotes what it could not read.
+        let digest = self.digest.parse::<Digest>();
+        let digest = digest.map_err(|why| Error::invalid(what, shown(why.to_string().as_bytes())))?;
         let size = u64::try_from(self.size)
             .map_err(|_| Error::invalid(what, format!("the size of {digest} is {}", self.size)))?;
         let data = match self.data {
@@ -267,7 +298,7 @@ fn read_platform(os: Option<String>, architecture: Option<String>, variant: Opti
 
 impl Descriptor {
     /// Tells whether this is buildkit's provenance or the like: never an image to run.
-    pub(crate) fn is_attestation(&self) -> bool {
+    pub fn is_attestation(&self) -> bool {
         let annotated =
             self.annotations.get("vnd.docker.reference.type").map(String::as_str) == Some("attestation-manifest");
         annotated || self.platform.as_ref().is_some_and(|p| p.os == "unknown" && p.architecture == "unknown")
@@ -275,7 +306,10 @@ impl Descriptor {
 }
 
 /// Reads an image config.
-pub(crate) fn read_config(bytes: &[u8], what: &str) -> Result<Config> {
+///
+/// # Errors
+/// The rule that it breaks.
+pub fn read_config(bytes: &[u8], what: &str) -> Result<Config> {
     let raw: RawConfig = json::parse_as(bytes).map_err(|why| Error::invalid(what, why))?;
     let rootfs = raw.rootfs.ok_or_else(|| Error::invalid(what, "it has no rootfs"))?;
     if let Some(kind) = rootfs.r#type.filter(|kind| kind != "layers") {

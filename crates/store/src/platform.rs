@@ -40,7 +40,7 @@ impl Platform {
     }
 
     /// Normalises the spellings that are about (containerd/platforms, database.go).
-    pub(crate) fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
+    pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
         let variant = variant.filter(|variant| !variant.is_empty()).map(str::to_ascii_lowercase);
         let (architecture, variant) = match (architecture.to_ascii_lowercase().as_str(), variant.as_deref()) {
             ("x86_64" | "x86-64" | "amd64", Some("v1") | None) => ("amd64".into(), None),
@@ -59,7 +59,7 @@ impl Platform {
     }
 
     /// Returns what runs on this platform, best first.
-    pub(crate) fn runs(&self) -> Vec<Platform> {
+    pub fn runs(&self) -> Vec<Platform> {
         let like = |architecture: &str, variant: Option<String>| Platform {
             os: self.os.clone(),
             architecture: architecture.to_owned(),

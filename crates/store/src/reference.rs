@@ -85,6 +85,19 @@ impl Reference {
         Reference { tag: Some(tag), digest: None, ..self.clone() }
     }
 
+    /// Returns the repository with this tag.
+    ///
+    /// # Errors
+    /// What is no tag.
+    pub fn with_tag(&self, tag: &str) -> std::result::Result<Self, ReferenceError> {
+        Reference::parse(&format!("{}:{tag}", self.repository()))
+    }
+
+    /// Returns the repository with this digest, and no tag.
+    pub fn pinned(&self, digest: Digest) -> Self {
+        Reference { tag: None, digest: Some(digest), ..self.clone() }
+    }
+
     fn suffix(&self) -> String {
         let tag = self.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
         let digest = self.digest.map(|digest| format!("@{digest}")).unwrap_or_default();

@@ -4,17 +4,19 @@ mod docker;
 mod files;
 mod oci;
 
+use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use layer::{DiffId, Digest};
 
 use crate::error::{Error, Result};
 use crate::manifest::Config;
 use crate::platform::Platform;
+use crate::receive::Blobs;
 use crate::reference::Reference;
 use crate::store::Store;
-pub(crate) use files::Content;
-use files::Files;
+use files::{Content, Files};
 
 /// A place that images are loaded from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,7 +159,42 @@ pub(crate) struct FoundLayer {
     /// The hash and the length of the blob, where a manifest tells.
     pub(crate) expected: Option<(Digest, u64)>,
     /// `None` if the source does not have it: then the store must.
-    pub(crate) content: Option<Content>,
+    pub(crate) content: Option<LayerContent>,
+}
+
+/// Where a layer's blob is read from.
+#[derive(Clone)]
+pub(crate) enum LayerContent {
+    /// A file, or a part of one.
+    Here(Content),
+    /// Somewhere else, by its digest.
+    Remote { blobs: Arc<dyn Blobs>, digest: Digest, size: u64 },
+}
+
+impl LayerContent {
+    /// The blob's length, in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            LayerContent::Here(content) => content.len(),
+            LayerContent::Remote { size, .. } => *size,
+        }
+    }
+
+    pub(crate) fn reader(&self) -> Result<Box<dyn Read + Send>> {
+        match self {
+            LayerContent::Here(content) => Ok(Box::new(content.reader())),
+            LayerContent::Remote { blobs, digest, size } => {
+                blobs.open(digest, *size).map_err(|cause| Error::io("fetch", cause))
+            }
+        }
+    }
+
+    /// Says that nobody waits for it any more.
+    pub(crate) fn give_up(&self) {
+        if let LayerContent::Remote { blobs, .. } = self {
+            blobs.give_up();
+        }
+    }
 }
 
 impl Wanted<'_> {
@@ -190,7 +227,7 @@ fn read_names<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<Reference> {
 }
 
 /// Checks what a config says of its layers against how many there are.
-fn check_layers(config: &Config, layers: usize, what: &str) -> Result<()> {
+pub(crate) fn check_layers(config: &Config, layers: usize, what: &str) -> Result<()> {
     match config.diff_ids.len() {
         0 if layers == 0 => Err(Error::unsupported(what, "it has no layers: there is nothing to mount")),
         ids if ids != layers => Err(Error::invalid(what, format!("{ids} diff_ids in its config, but {layers} layers"))),

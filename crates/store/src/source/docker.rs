@@ -4,7 +4,7 @@ use layer::Digest;
 use serde::Deserialize;
 
 use super::files::Files;
-use super::{FoundImage, FoundLayer, Wanted, check_layers, read_names};
+use super::{FoundImage, FoundLayer, LayerContent, Wanted, check_layers, read_names};
 use crate::error::{Error, Result, shown};
 use crate::json;
 use crate::manifest::{self, DOCUMENT_MAX};
@@ -59,6 +59,7 @@ fn image(files: &Files, entry: &Entry, wanted: &Wanted<'_>) -> Result<FoundImage
     let layers = read.diff_ids.iter().zip(layers).map(|(diff_id, path)| {
         let content = files.open(path)?;
         let expected = named_digest(path).zip(content.as_ref().map(super::Content::len));
+        let content = content.map(LayerContent::Here);
         Ok(FoundLayer { diff_id: *diff_id, what: format!("layer '{}'", shown(path.as_bytes())), expected, content })
     });
     let layers = layers.collect::<Result<_>>()?;

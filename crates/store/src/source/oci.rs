@@ -4,7 +4,7 @@ use layer::Digest;
 use serde::Deserialize;
 
 use super::files::Files;
-use super::{FoundImage, FoundLayer, Wanted, check_layers, read_names};
+use super::{FoundImage, FoundLayer, LayerContent, Wanted, check_layers, read_names};
 use crate::error::{Error, Result, shown};
 use crate::json;
 use crate::manifest::{self, DOCUMENT_MAX, Descriptor, Document, Manifest};
@@ -192,7 +192,7 @@ fn found(files: &Files, chosen: Candidate, name: Option<&str>) -> Result<FoundIm
             diff_id: *diff_id,
             what: format!("layer blob {}", descriptor.digest),
             expected: Some((descriptor.digest, descriptor.size)),
-            content: files.open(&blob_path(&descriptor.digest))?,
+            content: files.open(&blob_path(&descriptor.digest))?.map(LayerContent::Here),
         })
     });
     Ok(FoundImage { names: read_names(name), manifest: Some(bytes), layers: layers.collect::<Result<_>>()?, config })
