@@ -163,7 +163,8 @@ fn a_saved_archive_loads_again_and_a_failed_save_leaves_no_file() {
     assert_eq!(out.lines().collect::<Vec<_>>(), ["Loaded image: labelled:v1", "Loaded image: plyfs/sample:latest"]);
     let mut again: Vec<String> = stage.ok(["images", "-q", "--no-trunc"]).lines().map(str::to_string).collect();
     let mut ids: Vec<String> = ids.lines().map(str::to_string).collect();
-    (again.sort(), ids.sort());
+    again.sort();
+    ids.sort();
     assert_eq!(again, ids);
     let through = stage
         .command()
