@@ -122,7 +122,7 @@ impl Check<'_> {
         let ours: BTreeSet<PathBuf> = self.store.layout().directories().collect();
         for name in all_names(&root)? {
             let path = root.join(&name);
-            let is_file = ["version", "lock", "records.lock"].iter().any(|known| name == *known);
+            let is_file = ["version", "lock", "records.lock", "mounts.log"].iter().any(|known| name == *known);
             if !is_file && !ours.contains(&path) {
                 self.stray(&path)?;
             }

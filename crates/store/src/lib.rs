@@ -27,6 +27,7 @@ mod error;
 mod explain;
 mod fsck;
 mod gc;
+mod ids;
 mod images;
 mod inflate;
 mod ingest;

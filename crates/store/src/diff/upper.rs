@@ -9,6 +9,8 @@ use backing::sys;
 use layer::{Dev, FileType, Name, NameBuf, Slot, Stat, TreePath};
 use rustix::io::Errno;
 
+use crate::ids;
+
 /// What the upper has under a name.
 pub(crate) struct Found {
     pub(crate) stat: Stat,
@@ -22,6 +24,8 @@ pub(crate) struct Found {
     pub(crate) body_below: Option<Slot>,
     /// What the copy's maker noted of the lower inode.
     pub(crate) origin: Option<Origin>,
+    /// A record tells owner and mode.
+    recorded: bool,
     /// A file that stands for something of another kind.
     pub(crate) stands_in: bool,
     pub(crate) redirect: Option<Redirect>,
@@ -109,6 +113,7 @@ impl Found {
             partial: None,
             body_below: None,
             origin: None,
+            recorded: false,
             stands_in: false,
             redirect: None,
             xattrs: Vec::new(),
@@ -117,6 +122,9 @@ impl Found {
 
     fn settle(&mut self, raw: FileType) {
         self.xattrs.sort();
+        if !self.recorded {
+            ids::as_meant(&mut self.stat);
+        }
         self.stands_in = self.stat.kind != raw;
     }
 
@@ -138,6 +146,7 @@ impl Found {
         } else if attribute == override_stat::NAME {
             if let Some(record) = Override::parse(&value) {
                 record.apply(&mut self.stat);
+                self.recorded = true;
             }
         } else if !PRIVATE.iter().any(|private| attribute.starts_with(private)) {
             self.xattrs.push((attribute.to_vec(), value));
