@@ -6,6 +6,7 @@
 mod ahead;
 mod convert;
 mod executed;
+mod follow;
 mod passthrough;
 mod pool;
 mod skin;
@@ -35,6 +36,7 @@ pub(crate) struct Core<L: Lower, U: Upper> {
     pub(crate) executed: executed::Executed,
     pub(crate) pool: Pool,
     pub(crate) ahead: ahead::Ahead,
+    pub(crate) follow: Arc<follow::Follow>,
     /// The means to tell the kernel what changed behind its back.
     pub(crate) notifier: OnceLock<Notifier>,
 }
@@ -68,6 +70,8 @@ pub struct Wishes {
     pub ttl: Duration,
     /// The longest write in bytes.
     pub max_write: u32,
+    /// The reader goes to the processor of its only client.
+    pub follow: bool,
     /// fsync is passed on.
     pub sync: bool,
     /// The link count of every directory is 1.
@@ -87,13 +91,16 @@ where
 {
     /// Puts a filesystem over a union.
     pub fn new(overlay: Overlay<L, U>, wishes: Wishes) -> Self {
+        let follow = follow::Follow::new(wishes.follow);
+        let ordinary = follow.clone();
         let core = Core {
             overlay,
             wishes,
             pass: Passthrough::new(),
             executed: executed::Executed::default(),
-            pool: Pool::new(),
+            pool: Pool::new(move || ordinary.part()),
             ahead: ahead::Ahead::new(),
+            follow,
             notifier: OnceLock::new(),
         };
         Fs { core: Arc::new(core) }

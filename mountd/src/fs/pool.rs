@@ -14,10 +14,11 @@ pub(crate) struct Pool {
     queue: Arc<Queue>,
 }
 
-#[derive(Default)]
 struct Queue {
     state: Mutex<State>,
     wake: Condvar,
+    /// What every thread does first.
+    first: Box<dyn Fn() + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -28,8 +29,10 @@ struct State {
 }
 
 impl Pool {
-    pub(crate) fn new() -> Self {
-        Pool { queue: Arc::default() }
+    /// A pool whose threads do `first` when they start.
+    pub(crate) fn new(first: impl Fn() + Send + Sync + 'static) -> Self {
+        let (state, wake) = Default::default();
+        Pool { queue: Arc::new(Queue { state, wake, first: Box::new(first) }) }
     }
 
     /// Does `job` on another thread; on this one when no thread can be had.
@@ -57,6 +60,7 @@ impl Pool {
 }
 
 fn work(queue: &Queue) {
+    (queue.first)();
     let mut state = queue.state.lock();
     loop {
         if let Some(job) = state.jobs.pop_front() {

@@ -294,7 +294,8 @@ where
         }
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.core.follow.took(req.pid());
         let name = checked!(reply, name);
         match or_reply!(reply, self.core.overlay.lookup(ino(parent), name)) {
             Some(attr) => self.core.entry(reply, &attr),
@@ -310,7 +311,8 @@ where
         self.core.overlay.forget(ino(node), nlookup);
     }
 
-    fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.core.follow.took(req.pid());
         let attr = or_reply!(reply, self.core.overlay.getattr(ino(node)));
         self.core.attributes(reply, &attr);
     }
@@ -333,6 +335,7 @@ where
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.core.follow.took(req.pid());
         let set = SetAttr {
             perm: mode.map(|mode| (mode & 0o7777) as u16),
             uid,
@@ -344,12 +347,14 @@ where
         self.core.attributes(reply, &attr);
     }
 
-    fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, node: INodeNo, reply: ReplyData) {
+        self.core.follow.took(req.pid());
         let target = or_reply!(reply, self.core.overlay.readlink(ino(node)));
         reply.data(&target);
     }
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        self.core.follow.took(req.pid());
         let name = checked!(reply, name);
         let make = match FileType::from_mode(mode) {
             Some(FileType::File) => Make::File,
@@ -363,6 +368,7 @@ where
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.core.follow.took(req.pid());
         let name = checked!(reply, name);
         let caller = self.core.caller(req, umask);
         let attr =
@@ -370,17 +376,20 @@ where
         self.core.entry(reply, &attr);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.core.follow.took(req.pid());
         let name = checked!(reply, name);
         done(reply, self.core.overlay.unlink(ino(parent), name));
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.core.follow.took(req.pid());
         let name = checked!(reply, name);
         done(reply, self.core.overlay.rmdir(ino(parent), name));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.core.follow.took(req.pid());
         let name = checked!(reply, name);
         let make = Make::Symlink(target.as_os_str().as_bytes());
         let caller = self.core.caller(req, 0);
@@ -390,7 +399,7 @@ where
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         from: &OsStr,
         newparent: INodeNo,
@@ -398,6 +407,7 @@ where
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.core.follow.took(req.pid());
         let (from, to) = (checked!(reply, from), checked!(reply, to));
         let how = match flags.bits() {
             0 => overlay::RenameFlags::Replace,
@@ -409,13 +419,15 @@ where
         done(reply, self.core.overlay.rename((ino(parent), from), (ino(newparent), to), how));
     }
 
-    fn link(&self, _req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.core.follow.took(req.pid());
         let name = checked!(reply, newname);
         let attr = or_reply!(reply, self.core.overlay.link(ino(node), ino(newparent), name));
         self.core.entry(reply, &attr);
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.core.follow.took(req.pid());
         let (node, by) = (ino(node), By::of(req));
         if access(flags.0) == Access::Read || !self.core.overlay.copies_much(node) {
             return self.core.open(node, flags.0, by, reply);
@@ -426,7 +438,7 @@ where
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -435,6 +447,7 @@ where
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.core.follow.took(req.pid());
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < size as usize {
                 buffer.resize(size as usize, 0);
@@ -453,7 +466,7 @@ where
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -463,6 +476,7 @@ where
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.core.follow.took(req.pid());
         let privilege = match write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             true => Privilege::Drops,
             false => Privilege::Keeps,
@@ -508,14 +522,16 @@ where
         }
     }
 
-    fn readdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.core.follow.took(req.pid());
         if offset == 0 {
             self.core.read_ahead(ino(node));
         }
         self.core.read_dir(ino(node), offset, reply);
     }
 
-    fn readdirplus(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.core.follow.took(req.pid());
         if offset == 0 {
             self.core.read_ahead(ino(node));
         }
@@ -552,12 +568,14 @@ where
         done(reply, self.core.overlay.set_xattr(ino(node), name.as_bytes(), value, how));
     }
 
-    fn getxattr(&self, _req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.core.follow.took(req.pid());
         let value = or_reply!(reply, self.core.overlay.xattr(ino(node), name.as_bytes()));
         reply_xattr(reply, size, &value);
     }
 
-    fn listxattr(&self, _req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        self.core.follow.took(req.pid());
         let names = or_reply!(reply, self.core.overlay.xattr_names(ino(node)));
         let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
         reply_xattr(reply, size, &list);
@@ -577,6 +595,7 @@ where
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.core.follow.took(req.pid());
         let name = checked!(reply, name);
         let caller = self.core.caller(req, umask);
         let attr = or_reply!(reply, self.core.overlay.create(ino(parent), name, (mode & 0o7777) as u16, caller));
