@@ -17,8 +17,12 @@ pub enum Group {
     Write,
     /// Changing what lies in the image.
     Cow,
-    /// Starting containers, and what many of them take.
+    /// tar, dpkg, git, a compiler, rm.
+    Programs,
+    /// Starting containers, and what their daemons take.
     Start,
+    /// What containers of one image share.
+    Sharing,
     /// Stacks of 1, 32 and 128 layers.
     Depth,
     /// One to eight clients at once.
@@ -29,8 +33,18 @@ pub enum Group {
 
 impl Group {
     /// Every group, in the order in which they run.
-    pub const ALL: [Group; 8] =
-        [Group::Meta, Group::Data, Group::Write, Group::Cow, Group::Start, Group::Depth, Group::Parallel, Group::Store];
+    pub const ALL: [Group; 10] = [
+        Group::Meta,
+        Group::Data,
+        Group::Write,
+        Group::Cow,
+        Group::Programs,
+        Group::Start,
+        Group::Sharing,
+        Group::Depth,
+        Group::Parallel,
+        Group::Store,
+    ];
 
     /// Returns the word that is typed.
     pub fn name(self) -> &'static str {
@@ -39,7 +53,9 @@ impl Group {
             Group::Data => "data",
             Group::Write => "write",
             Group::Cow => "cow",
+            Group::Programs => "programs",
             Group::Start => "start",
+            Group::Sharing => "sharing",
             Group::Depth => "depth",
             Group::Parallel => "parallel",
             Group::Store => "store",
@@ -53,7 +69,9 @@ impl Group {
             Group::Data => "reading",
             Group::Write => "writing",
             Group::Cow => "copy-on-write",
+            Group::Programs => "real programs",
             Group::Start => "starting containers",
+            Group::Sharing => "containers of one image",
             Group::Depth => "many layers",
             Group::Parallel => "several clients",
             Group::Store => "loading images",
@@ -129,6 +147,7 @@ impl Length {
             writes: pick(2_000, 20_000, 50_000) as u32,
             synced: pick(50, 300, 1_000) as u32,
             saves: pick(50, 200, 500) as u32,
+            sources: pick(250, 2_000, 4_000) as u32,
             small: pick(1_000, 5_000, 20_000) as u32,
             branch: pick(1_000, 10_000, 100_000) as u32,
             deep: pick(2_000, 8_000, 8_000) as u32,
@@ -164,6 +183,8 @@ pub(crate) struct Sizes {
     pub(crate) synced: u32,
     /// Files that are saved safely.
     pub(crate) saves: u32,
+    /// Files of a source tree that programs unpack.
+    pub(crate) sources: u32,
     /// Small lower files that are appended to.
     pub(crate) small: u32,
     /// Entries of the lower directory that is renamed.

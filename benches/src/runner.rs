@@ -416,7 +416,15 @@ mod tests {
         std::fs::create_dir_all(source.join("etc")).unwrap();
         std::fs::write(source.join("etc/file"), b"x").unwrap();
         let plan = Plan {
-            groups: vec![Group::Meta, Group::Data, Group::Write, Group::Cow, Group::Depth, Group::Parallel],
+            groups: vec![
+                Group::Meta,
+                Group::Data,
+                Group::Write,
+                Group::Cow,
+                Group::Programs,
+                Group::Depth,
+                Group::Parallel,
+            ],
             length: Length::Quick,
             rounds: Some(1),
             inputs: vec![Input::Generated],
@@ -442,6 +450,7 @@ mod tests {
             writes: 10,
             synced: 2,
             saves: 2,
+            sources: 30,
             small: 20,
             branch: 10,
             deep: 200,
@@ -450,7 +459,7 @@ mod tests {
             containers: 1,
         };
         let report = run_with(&plan, sizes, Caches::Stay, &Silent).unwrap();
-        assert_eq!(report.sections.len(), 6, "{:?}", report.left_out);
+        assert_eq!(report.sections.len(), 7, "{:?}", report.left_out);
         for section in &report.sections {
             assert_eq!(section.contestants, [PLAIN]);
             for row in &section.rows {

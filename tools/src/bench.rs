@@ -25,7 +25,9 @@ Groups:
   data       reading every file, and one large file
   write      writing, and storms of new files
   cow        changing what lies in the image: first byte, chmod, rename, append
+  programs   tar, dpkg, git, a compiler and rm at work in a mount
   start      starting containers, their daemons' memory, 100 mounts
+  sharing    what containers of one image share: disk, memory, page cache
   depth      stacks of 1, 32 and 128 layers
   parallel   one to eight clients
   store      loading images, against podman and tar

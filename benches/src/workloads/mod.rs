@@ -5,6 +5,8 @@ mod data;
 mod depth;
 mod meta;
 mod parallel;
+mod programs;
+mod sharing;
 mod start;
 mod tree;
 mod write;
@@ -80,6 +82,8 @@ pub(crate) fn scenes(groups: &[Group], sizes: &Sizes) -> Vec<Scene> {
             Group::Data => data::scenes(sizes),
             Group::Write => write::scenes(sizes),
             Group::Cow => cow::scenes(sizes),
+            Group::Programs => programs::scenes(sizes),
+            Group::Sharing => sharing::scenes(sizes),
             Group::Start => start::scenes(sizes),
             Group::Depth => depth::scenes(sizes),
             Group::Parallel => parallel::scenes(sizes),
