@@ -67,6 +67,9 @@ Mounts:
   bundle      Mount as a bundle for an OCI runtime: rootfs and config.json
   unshare     Run a command where an ordinary user may mount
 
+Runtimes:
+  snapshotter Serve containerd's snapshots over the store
+
 System:
   df          Show what the store holds and what is shared   (also: system df)
   gc          Remove what nothing uses any more              (also: system gc)
@@ -164,6 +167,10 @@ pub(crate) enum Command {
     /// The command (by default a shell) runs as root of its own user and mount namespace. It sees the mounts made in it;
     /// others do not. They end with it.
     Unshare(UnshareArgs),
+    /// Serve containerd's snapshots over the store
+    ///
+    /// Listens on a Unix socket that containerd's proxy_plugins name. Ends by SIGTERM; the mounts stay.
+    Snapshotter(SnapshotterArgs),
     /// Show what the store holds and what is shared
     Df(DfArgs),
     /// Remove what nothing uses any more
@@ -695,6 +702,25 @@ pub(crate) struct DfArgs {
     pub(crate) verbose: bool,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotterArgs {
+    /// The Unix socket to listen on
+    #[arg(long, value_name = "SOCKET", default_value = "/run/plyfs/snapshotter.sock")]
+    pub(crate) address: PathBuf,
+    /// Who mounts a snapshot
+    #[arg(long, value_name = "FORM", default_value = "bind")]
+    pub(crate) mounts: MountForm,
+}
+
+/// How containerd comes to the mount of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MountForm {
+    /// The snapshotter mounts it, containerd binds that.
+    Bind,
+    /// containerd runs mount.fuse3, which runs plyfs-mountd.
+    Fuse3,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ mod quickstart;
 mod registries;
 mod sample;
 mod save;
+mod snapshotter;
 mod tree;
 mod usage;
 
@@ -71,6 +72,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Bench(args) => return bench::run(&root, &args, out),
         Command::Version(args) | Command::System(SystemCommand::Version(args)) => about::version(&args, out)?,
         Command::Info(args) | Command::System(SystemCommand::Info(args)) => about::info(&root, &args, out)?,
+        Command::Snapshotter(args) => snapshotter::serve(open(root)?, &args)?,
         command => return on_store(&open(root)?, command, out),
     }
     Ok(ExitCode::SUCCESS)
@@ -135,6 +137,7 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         | Command::Manifest(_)
         | Command::Unshare(_)
         | Command::Run(_)
+        | Command::Snapshotter(_)
         | Command::Container(ContainerCommand::Run(_))
         | Command::Bench(_)
         | Command::Version(_)

@@ -188,7 +188,7 @@ fn daemon_words(lower: &Lower, log: &Path, name: &str) -> Vec<OsString> {
 }
 
 /// Starts this program as the daemon and waits until the mount answers.
-fn start(mut words: Vec<OsString>, options: &[OsString], target: &Path) -> Result<Process> {
+pub(crate) fn start(mut words: Vec<OsString>, options: &[OsString], target: &Path) -> Result<Process> {
     words.extend(options.iter().flat_map(|option| ["-o".into(), option.clone()]));
     words.push(target.into());
     let mounted = mountd::spawn(Path::new("/proc/self/exe"), &words).map_err(|failure| {
@@ -360,6 +360,24 @@ pub(crate) fn leave_target(store: &Store, target: &Path) -> Result<()> {
         Recorded::Image(mounted) => end_image(store, &mounted),
         Recorded::Nowhere(target) => take_away(&target, Unmount::Lazily),
     }
+}
+
+/// Ends a mount that neither a container nor an image has, whoever uses it, and takes away what a dead daemon left.
+pub(crate) fn end_mount(mount: &Mount) -> Result<()> {
+    if mount.is_live() {
+        // Gently first: a daemon that nobody uses ends by this alone.
+        take_away_here(&mount.target)?;
+        if !gone_within(&mount.process, Some(LAZY_PATIENCE)) {
+            tell_to_leave(&mount.process)?;
+            wait_until_gone(&mount.process, &mount.target);
+        }
+    }
+    take_away_here(&mount.target)
+}
+
+fn take_away_here(target: &Path) -> Result<()> {
+    let is_here = table::read()?.iter().any(|here| here.target == target && here.is_ours());
+    if is_here { Ok(mountd::mount::unmount(target, Unmount::Lazily)?) } else { Ok(()) }
 }
 
 /// Ends a read-only mount whoever uses it.

@@ -85,7 +85,7 @@ impl Store {
     }
 
     /// Writes the changes as a tar and unpacks that. The caller holds the store's lock.
-    fn take_in(&self, changes: &Changes<'_>, reserved: Reserved) -> Result<DiffId> {
+    pub(crate) fn take_in(&self, changes: &Changes<'_>, reserved: Reserved) -> Result<DiffId> {
         let (reader, writer) = std::io::pipe().map_err(|cause| Error::io("make a pipe", cause))?;
         let mut ingest = Ingest::new(self.layout())?;
         let mut stream = BufReader::with_capacity(256 << 10, Hashed { input: reader, hash: Sha256::new() });

@@ -338,7 +338,7 @@ fn fill(dir: &Path, record: &ContainerRecord, index: &Path) -> Result<()> {
 /// Gives the upper's root what the image's root directory has: the union shows the upper's.
 ///
 /// An ordinary user, and root of a namespace that does not map the owner, keeps the directory and records what it stands for.
-fn dress_upper(upper: &Path, index: &Path) -> Result<()> {
+pub(crate) fn dress_upper(upper: &Path, index: &Path) -> Result<()> {
     let bytes = fs::read(index).map_err(Error::at("read", index))?;
     let index = Index::open(bytes).map_err(|why| Error::corrupt(index.display(), why))?;
     let Some(root) = index.row(Slot(0)) else { return Ok(()) };
@@ -404,11 +404,11 @@ fn to_record(container: &Container) -> ContainerRecord {
     }
 }
 
-fn read_ids(texts: &[String]) -> std::result::Result<Vec<DiffId>, String> {
+pub(crate) fn read_ids(texts: &[String]) -> std::result::Result<Vec<DiffId>, String> {
     texts.iter().map(|text| text.parse::<Digest>().map(DiffId).map_err(|why| why.to_string())).collect()
 }
 
-fn to_json(record: &impl Serialize) -> Result<Vec<u8>> {
+pub(crate) fn to_json(record: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(record).map_err(|cause| Error::io("write a record", cause))
 }
 

@@ -69,7 +69,8 @@ impl Store {
         walk.run(Some(Slot(0)))?;
         walk.add_linked();
         walk.add_parents();
-        walk.add_root(RootDir::IfChanged)?;
+        let when = if container.diff_ids.is_empty() { RootDir::Always } else { RootDir::IfChanged };
+        walk.add_root(when)?;
         Ok(Changes { changes: std::mem::take(&mut walk.changes), walk })
     }
 
@@ -85,6 +86,13 @@ impl Store {
         walk.add_root(RootDir::Always)?;
         Changes { changes: std::mem::take(&mut walk.changes), walk }.write_tar(Reserved::Keep, out)
     }
+}
+
+/// Returns the index of an empty root directory: what a first layer is compared with.
+fn nothing() -> Result<Index<Vec<u8>>> {
+    let invalid = |why: String| Error::invalid("an empty layer", why);
+    let empty = layer::tree::LayerTree::new().into_index(layer::DiffId(layer::Digest::of(b"")));
+    Index::open(empty.map_err(|why| invalid(why.to_string()))?).map_err(|why| invalid(why.to_string()))
 }
 
 /// What a container changed.
@@ -167,7 +175,10 @@ struct Comparison<'a> {
 
 impl<'a> Comparison<'a> {
     fn new(store: &'a Store, container: &'a Container) -> Result<Self> {
-        let index = store.folded_index(&container.diff_ids)?;
+        let index = match container.diff_ids.is_empty() {
+            true => nothing()?,
+            false => store.folded_index(&container.diff_ids)?,
+        };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let upper =
             rustix::fs::open(&container.upper, flags, Mode::empty()).map_err(Error::at("open", &container.upper))?;

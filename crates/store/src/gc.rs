@@ -134,6 +134,7 @@ fn mark(store: &Store) -> Result<Marked> {
         configs.insert(mount.image.0);
         stacks.push(mount.diff_ids);
     }
+    stacks.extend(store.snapshots()?.into_iter().map(|snapshot| snapshot.layers));
     for lease in store.leases()? {
         let ids = lease.layers.iter().filter_map(|id| id.parse().ok().map(DiffId));
         stacks.push(ids.collect());

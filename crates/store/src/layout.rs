@@ -19,6 +19,7 @@ const DIRECTORIES: [&str; 13] = [
     "blobs",
     "containers",
     "mounts",
+    "snapshots",
     "leases",
     "ingest",
     "trash",
@@ -101,6 +102,10 @@ impl Layout {
 
     pub(crate) fn containers(&self) -> PathBuf {
         self.root.join("containers")
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
     }
 
     pub(crate) fn mounts(&self) -> PathBuf {
