@@ -26,11 +26,11 @@ use thread_priority::unix::{
 use thread_priority::{ThreadPriority, ThreadPriorityOsValue};
 
 /// After so many requests the reader looks around.
-const EVERY: u32 = 64;
+const EVERY: u32 = 32;
 /// So many requests within this time are worth it.
-const FAST: Duration = Duration::from_millis(64);
+const FAST: Duration = Duration::from_millis(32);
 /// So often another client may ask in between: programs that follow each other are one client at a time.
-const CHANGES: u32 = 12;
+const CHANGES: u32 = 6;
 /// How often the watcher looks after the reader.
 const TICK: Duration = Duration::from_millis(2);
 /// How long the watcher rests when there was other work for the processors.
