@@ -572,6 +572,10 @@ fn device_numbers_and_kinds_of_the_lower_show() {
         ] {
             mknodat(CWD, area.lower(name), kind, Mode::from_raw_mode(0o640), dev).unwrap();
         }
+        // The root of the mount shows the upper's times.
+        for root in [area.lower(""), area.path("upper")] {
+            set_times(&root, 5, 5);
+        }
         area.mount();
         Tree::of_any(&area.lower("")).assert_same(&Tree::of(&area.m("")), "seen", Compare::Content);
         for name in ["c", "b", "p", "s"] {
