@@ -40,6 +40,9 @@ mod lease;
 mod load;
 mod lock;
 pub mod manifest;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod mutations;
 mod pipeline;
 mod platform;
 mod process;
