@@ -5,6 +5,7 @@ use std::fs::File;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::life::Report;
 use crate::Program;
@@ -68,6 +69,19 @@ pub(super) fn prepare_process() {
     rustix::process::umask(Mode::empty());
     raise_descriptors();
     lower_oom_score();
+    respect_quotas();
+}
+
+/// Gives up what lets a process write past quotas and into the space that is reserved for the superuser: what is written is
+/// for others. Here, before there are other threads, which have what this one has.
+fn respect_quotas() {
+    let done = capabilities(None).and_then(|own| {
+        let less = CapabilitySets { effective: own.effective - CapabilitySet::SYS_RESOURCE, ..own };
+        set_capabilities(None, less)
+    });
+    if let Err(errno) = done {
+        log::debug!("quotas of the superuser count: {}", errno_text(errno));
+    }
 }
 
 fn raise_descriptors() {

@@ -156,8 +156,12 @@ fn daemon_stands_on_its_own(area: &Area) -> Outcome {
         limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
     assert_eq!(descriptors[3], descriptors[4], "the soft limit is the hard one");
     let status = proc("status");
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
-    let may_lower_score = u64::from_str_radix(capabilities, 16).unwrap() & (1 << CAP_SYS_RESOURCE) != 0;
+    let resources = |set: &str| {
+        let capabilities = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+        u64::from_str_radix(capabilities.trim(), 16).unwrap() & (1 << CAP_SYS_RESOURCE) != 0
+    };
+    assert!(!resources("CapEff:"), "quotas count for what it writes");
+    let may_lower_score = resources("CapPrm:");
     assert!(!may_lower_score || proc("oom_score_adj").trim().parse::<i32>().unwrap() <= -500);
     umount(area);
     area.assert_nothing_left();

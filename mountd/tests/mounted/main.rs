@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn run(filter: &str) -> ExitCode {
+    keep_mounts_to_ourselves();
     let bench = Bench::set_up();
     let (mut passed, mut failed, mut skipped) = (0, Vec::new(), Vec::new());
     for (name, test) in cases::ALL.iter().filter(|(name, _)| name.contains(filter)) {
@@ -56,6 +57,15 @@ fn run(filter: &str) -> ExitCode {
     println!("\nmounted: {passed} passed, {} failed {failed:?}, {} skipped {skipped:?}", failed.len(), skipped.len());
     let skips_allowed = std::env::var_os("PLYFS_TEST_NO_SKIPS").is_none();
     if failed.is_empty() && (skips_allowed || skipped.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Gives this process a mount namespace of its own, where that is allowed. A program anywhere on the machine that makes one
+/// takes copies of all mounts of the namespace it was in, and a mount whose copy lives does not end by its unmounting.
+fn keep_mounts_to_ourselves() {
+    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).is_ok() {
+        let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).unwrap();
+    }
 }
 
 /// Where all tests of a run happen: one directory, which every process of theirs has in its words.

@@ -77,6 +77,8 @@ pub(crate) struct Area {
     before: RefCell<Option<Vec<Tree>>>,
     skip_kernel: Cell<bool>,
     odd_d_ino: Cell<bool>,
+    faults: Cell<bool>,
+    descriptors: Cell<Option<u32>>,
     options: RefCell<String>,
     /// What was said where a mount had to be refused.
     refused: RefCell<Vec<String>>,
@@ -91,8 +93,11 @@ struct Daemon {
 
 impl Daemon {
     fn start(options: &str, target: &Path) -> Result<Daemon, String> {
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_plyfs-mountd")), options, target)
+    }
+
+    fn start_by(mut program: Command, options: &str, target: &Path) -> Result<Daemon, String> {
         let outside = std::fs::metadata(target).unwrap().dev();
-        let mut program = Command::new(env!("CARGO_BIN_EXE_plyfs-mountd"));
         program.args(["-f", "-o", options]).arg(target).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = program.spawn().unwrap();
         let end = Instant::now() + PATIENCE;
@@ -139,9 +144,18 @@ impl Drop for Daemon {
     }
 }
 
-/// Tries for a moment: a program that has just ended may not have let go yet.
+/// Gives this thread, and what it starts, a mount namespace of its own. A program anywhere on the machine that makes one
+/// takes copies of all mounts of the namespace it was in, and a mount whose copy lives does not end by its unmounting.
+fn keep_mounts_to_ourselves() {
+    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).is_ok() {
+        let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).unwrap();
+    }
+}
+
+/// Tries for a while: a program that has just ended may not have let go yet.
 pub(crate) fn retry<T, E: Debug>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) -> T {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + PATIENCE;
     loop {
         match attempt() {
             Ok(done) => return done,
@@ -158,10 +172,7 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 
 impl Area {
     pub(crate) fn new(way: Way) -> Self {
-        // Who makes a mount namespace elsewhere meanwhile would get a copy of each of our mounts, and hold it.
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-        let alone = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", alone).unwrap();
+        keep_mounts_to_ourselves();
         let dir = tempfile::Builder::new().prefix("plyfs-sem-").tempdir().unwrap();
         let area = Area {
             way,
@@ -171,6 +182,8 @@ impl Area {
             before: RefCell::new(None),
             skip_kernel: Cell::new(false),
             odd_d_ino: Cell::new(false),
+            faults: Cell::new(false),
+            descriptors: Cell::new(None),
             options: RefCell::default(),
             refused: RefCell::default(),
             dir,
@@ -236,6 +249,16 @@ impl Area {
         self.odd_d_ino.set(true);
     }
 
+    /// The disk will fail: the log tells of it.
+    pub(crate) fn disk_fails(&self) {
+        self.faults.set(true);
+    }
+
+    /// The daemon is started where programs may have only so many descriptors.
+    pub(crate) fn set_descriptors(&self, count: u32) {
+        self.descriptors.set(Some(count));
+    }
+
     fn lowerdir(&self) -> String {
         let dirs: Vec<_> = self.lowers.borrow().iter().map(|dir| dir.to_str().unwrap().to_owned()).collect();
         dirs.join(":")
@@ -268,7 +291,20 @@ impl Area {
         if before.is_none() {
             *before = Some(self.lowers.borrow().iter().map(|dir| Tree::raw(dir)).collect());
         }
-        let daemon = Daemon::start(&self.spelled("upper", "work"), &self.m("")).unwrap();
+        let program = match self.descriptors.get() {
+            None => Command::new(env!("CARGO_BIN_EXE_plyfs-mountd")),
+            Some(count) => {
+                let mut shell = Command::new("sh");
+                shell.args([
+                    "-ec",
+                    &format!(r#"ulimit -n {count}; exec "$@""#),
+                    "sh",
+                    env!("CARGO_BIN_EXE_plyfs-mountd"),
+                ]);
+                shell
+            }
+        };
+        let daemon = Daemon::start_by(program, &self.spelled("upper", "work"), &self.m("")).unwrap();
         *self.daemon.borrow_mut() = Some(daemon);
     }
 
@@ -388,7 +424,7 @@ impl Area {
             refused.iter().any(|said| said.trim_end().ends_with(text))
         };
         let said: Vec<_> = log.lines().filter(bad).filter(|line| !expected(line)).collect();
-        assert!(said.is_empty(), "the log has errors: {said:#?}");
+        assert!(said.is_empty() != self.faults.get(), "the log has errors: {said:#?}");
     }
 
     /// Nothing of ours stays in the work directory but what the lock and empty folders are.
