@@ -8,7 +8,7 @@ use layer::{ChainId, DiffId, Digest};
 pub(crate) const VERSION: &str = "plyfs store 1\n";
 
 /// The directories that a store has, parents first.
-const DIRECTORIES: [&str; 13] = [
+const DIRECTORIES: [&str; 14] = [
     "objects",
     "layers",
     "folded",
