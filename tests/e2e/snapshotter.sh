@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs containerd over `plyfs snapshotter`: real images, two containers at once, 128 layers, a remote snapshot, and containerd's own suite.
+# Runs containerd over `plyfs snapshotter`: real images, two containers at once, 128 layers, and by containerd's own suite.
 #
 # usage: snapshotter.sh PLYFS LAYOUT [FORM...]      (as root; FORM is bind or fuse3, both unless told)
 #
@@ -53,6 +53,8 @@ C
 }
 stop() { kill "$containerd"; wait "$containerd" || true; kill "$snapshotter"; wait "$snapshotter" || fail "the snapshotter ended with $?"; pids=(); }
 c() { ctr --address "$dir/containerd.sock" "$@"; }
+# mounted KEY: as containerd itself does it; ctr prints for mount(8), which does not know the helper's spelling.
+mounted() { snap mounts "$dir/m" "$1" | sed 's#^mount -t fuse3\.\([^ ]*\) \(.*\)#mount.fuse3 \2 -t \1#' > "$dir/mount.sh" && sh "$dir/mount.sh"; }
 snap() { c snapshots --snapshotter plyfs "$@"; }
 run() { c run --rm --snapshotter plyfs "$@"; }
 
@@ -69,7 +71,7 @@ for form in "${forms[@]}"; do
   [[ -n $python && -n $redis ]] || fail "$form: images: $(c images ls)"
   ok "$form: two images are imported"
   [[ $(run "$python" one /usr/bin/python3 -c 'print(6*7)') == 42 ]] || fail "$form: python"
-  run "$redis" two /usr/bin/redis-server --version | grep -q 'v=' || fail "$form: redis"
+  [[ $(run "$redis" two /usr/bin/redis-server --version) == *v=* ]] || fail "$form: redis"
   ok "$form: containers run"
   # Two containers at once, on one image; neither sees what the other writes.
   for n in 1 2; do
@@ -81,21 +83,21 @@ for form in "${forms[@]}"; do
   [[ $said == *Read-only* ]] || fail "$form: read-only root: $said"
   ok "$form: a root that is read-only"
   snap ls > "$dir/ls"; grep -q Committed "$dir/ls" || fail "$form: snapshot ls: $(cat "$dir/ls")"
-  snap usage | grep -q . || fail "$form: snapshot usage"
+  snap usage > "$dir/usage" && [[ $(wc -l < "$dir/usage") -gt 5 ]] || fail "$form: snapshot usage: $(cat "$dir/usage")"
   ok "$form: snapshots are listed, with usage"
   # A chain of 128 layers, each with a file of its own and one that all change.
   parent=
   for n in $(seq 128); do
     snap prepare "deep-$n-a" $parent > /dev/null || fail "$form: prepare layer $n"
     mkdir -p "$dir/m"
-    snap mounts "$dir/m" "deep-$n-a" > "$dir/mount.sh" && sh "$dir/mount.sh" || fail "$form: mount layer $n"
+    mounted "deep-$n-a" || fail "$form: mount layer $n"
     echo "$n" > "$dir/m/last"; echo "$n" > "$dir/m/file-$n"
     umount "$dir/m"
     snap commit "deep-$n" "deep-$n-a" || fail "$form: commit layer $n"
     parent=deep-$n
   done
   snap view deep-view deep-128 >/dev/null
-  snap mounts "$dir/m" deep-view > "$dir/mount.sh" && sh "$dir/mount.sh"
+  mounted deep-view
   [[ $(cat "$dir/m/last") == 128 && $(ls "$dir/m" | wc -l) == 129 && $(cat "$dir/m/file-1") == 1 ]] || fail "$form: 128 layers: $(ls "$dir/m" | wc -l)"
   ! touch "$dir/m/x" 2>/dev/null || fail "$form: a view was written to"
   umount "$dir/m"
@@ -110,28 +112,15 @@ for form in "${forms[@]}"; do
   ok "$form: nothing is left mounted"
 done
 
-# A store that has the image: containerd unpacks nothing.
-dir=$scratch/remote
-mkdir -p "$dir"
-"$plyfs" --root "$dir/store" load -q "oci:$layout:python" >/dev/null
-serve "$dir" bind
-layers() { find "$dir/store/layers" -mindepth 1 -maxdepth 1 | wc -l; }
-before=$(layers)
-skopeo copy -q "oci:$layout:python" "oci-archive:$dir/python.tar:python"
-c images import --snapshotter plyfs --index-name local/python "$dir/python.tar" >/dev/null || fail "remote: import"
-python=$(c images ls -q | grep python | head -n 1)
-[[ $(run "$python" one /usr/bin/python3 -c 'print(6*7)') == 42 ]] || fail "remote: python"
-[[ $(layers) == "$before" ]] || fail "remote: $(layers) layers, $before before: they were unpacked again"
-ok "layers that the store has are taken from it"
-stop
-
-# containerd's own suite.
+# containerd's own suite, and as a remote snapshotter: a store that has the image.
 if command -v go >/dev/null && [[ -d /usr/share/gocode/src/github.com/containerd/containerd/snapshots/testsuite ]]; then
   mkdir -p "$scratch/go/src/suite"; cp "$here/suite/suite_test.go" "$scratch/go/src/suite/"
   (cd "$scratch/go/src/suite" && GO111MODULE=off GOPATH=$scratch/go:/usr/share/gocode GOCACHE=${GOCACHE:-$scratch/cache} GOFLAGS=-p=2 go test -c -o "$scratch/suite" .) || fail "compile the suite"
   for form in "${forms[@]}"; do
-    PLYFS=$plyfs PLYFS_MOUNTS=$form TMPDIR=$scratch "$scratch/suite" -test.v -test.root -test.parallel 2 > "$scratch/$form.suite" 2>&1 ||
+    PLYFS=$plyfs PLYFS_MOUNTS=$form PLYFS_IMAGE=oci:$layout:redis TMPDIR=$scratch "$scratch/suite" -test.v -test.root -test.parallel 2 > "$scratch/$form.suite" 2>&1 ||
       fail "$form: containerd's suite: $(grep -E -- '--- FAIL|_test.go|testsuite.go|panic' "$scratch/$form.suite" | head -n 20)"
+    grep -q -- '--- PASS: TestRemote' "$scratch/$form.suite" || fail "$form: remote snapshots"
+    ok "$form: layers that the store has are taken from it"
     ok "$form: containerd's suite: $(grep -c -- '    --- PASS' "$scratch/$form.suite") cases passed, $(grep -c -- '    --- SKIP' "$scratch/$form.suite") skipped by the suite"
   done
 else

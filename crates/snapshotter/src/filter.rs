@@ -65,7 +65,7 @@ fn field<'a>(snapshot: &'a Snapshot, path: &[String]) -> Option<&'a str> {
             SnapshotKind::Committed => "committed",
         }),
         ["name"] => Some(&snapshot.name),
-        ["parent"] => snapshot.parent.as_deref(),
+        ["parent"] => Some(snapshot.parent.as_deref().unwrap_or_default()),
         ["labels", label @ ..] => snapshot.labels.get(&label.join(".")).map(String::as_str),
         _ => None,
     }
@@ -191,7 +191,10 @@ mod tests {
         for (text, wanted) in chosen {
             assert_eq!(Filter::parse(text).unwrap().matches(&it), wanted, "{text}");
         }
-        assert!(!Filter::parse("parent!=\"\"").unwrap().matches(&snapshot("a", None, &[])));
+        // A snapshot without a parent has the empty one: so containerd looks for the first layer of an image.
+        let first = snapshot("a", None, &[]);
+        assert!(Filter::parse("parent==\"\"").unwrap().matches(&first));
+        assert!(!Filter::parse("parent!=\"\"").unwrap().matches(&first));
     }
 
     #[test]
