@@ -64,6 +64,7 @@ Containers:
 Mounts:
   mount       Mount a container read-write, or an image read-only
   umount      Unmount, and wait until all is written
+  settle      Complete what a container's layer has only in part
   bundle      Mount as a bundle for an OCI runtime: rootfs and config.json
   unshare     Run a command where an ordinary user may mount
 

@@ -163,6 +163,10 @@ fn skopeo_reads_what_was_pushed_and_writes_what_is_pulled() {
         assert_eq!(identity(&fresh, "x"), before);
         // And the other way: as an OCI image, and as docker's.
         for form in ["oci", "v2s2"] {
+            // skopeo knows no zstd layers in docker's form.
+            if (format, form) == ("zstd", "v2s2") {
+                continue;
+            }
             let theirs = registry.name(&format!("theirs/{format}-{form}:1"));
             let to = format!("docker://{theirs}");
             run("skopeo", &["copy", "--dest-tls-verify=false", "--format", form, &layout, &to]);

@@ -23,11 +23,12 @@ pub(super) const METACOPY: &str = "overlay.metacopy";
 pub(super) const WHITEOUT: &str = "overlay.whiteout";
 /// The kernel's: by how many the link count of an indexed inode differs from what programs see.
 pub(super) const NLINK: &str = "overlay.nlink";
-/// Ours, under a prefix that the kernel's overlayfs hides from programs: key and number of the lower inode it was copied from, how many names that has in the lower alone, and, for a copy
-/// that took its name unsynced, how long its body must be, in which epoch that was, and where in the lower it came from.
-const ORIGIN: &str = "overlay.plyfs.origin";
+/// Ours, under a prefix that the kernel's overlayfs hides from programs: key and number of the lower inode it was copied from,
+/// how many names that has in the lower alone, and, for a copy that took its name unsynced, how long its body must be, in which
+/// epoch that was, and where in the lower it came from.
+pub const ORIGIN: &str = "overlay.plyfs.origin";
 /// Ours: the copy is partial, and the lower counts up to this many bytes.
-const PARTIAL: &str = "overlay.plyfs.partial";
+pub const PARTIAL: &str = "overlay.plyfs.partial";
 /// Ours, on the index: the key of the layers whose files without a mark are there.
 const INDEX_KEY: &str = "overlay.plyfs.layers";
 const OVERRIDE: &[u8] = crate::override_stat::NAME;

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use backing::override_stat::{self, Override};
 use backing::sys;
+use backing::upper::{ORIGIN, PARTIAL};
 use layer::{Dev, FileType, Name, NameBuf, Slot, Stat, TreePath};
 use rustix::io::Errno;
 
@@ -33,7 +34,7 @@ pub(crate) struct Found {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// The lower inode that a copy was made from (`plyfs.origin`, backing/src/upper/marks.rs).
+/// The lower inode that a copy was made from ([`ORIGIN`]).
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
     pub(crate) slot: Slot,
@@ -52,9 +53,8 @@ pub(crate) enum Redirect {
 }
 
 const NAMESPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-const OWN: [&[u8]; 2] = [b"trusted.plyfs.", b"user.plyfs."];
-/// Another union's own, and the host's policy: no part of the content.
-const PRIVATE: [&[u8]; 2] = [b"user.fuseoverlayfs.", b"security.selinux"];
+/// The union's own, another union's, and the host's policy: no part of the content.
+const PRIVATE: [&[u8]; 4] = [b"trusted.plyfs.", b"user.plyfs.", b"user.fuseoverlayfs.", b"security.selinux"];
 
 impl Found {
     pub(crate) fn is_dir(&self) -> bool {
@@ -135,12 +135,10 @@ impl Found {
                 b"redirect" => self.redirect = Some(redirect(&value)),
                 b"metacopy" => self.metacopy = self.stat.kind == FileType::File,
                 b"whiteout" => self.whiteout |= self.stat.kind == FileType::File && self.stat.size == 0,
-                _ => {}
-            }
-        } else if let Some(mark) = OWN.iter().find_map(|space| attribute.strip_prefix(*space)) {
-            match mark {
-                b"partial" => self.partial = value.try_into().ok().map(u64::from_le_bytes),
-                b"origin" => self.origin = Origin::read(&value),
+                _ if attribute.ends_with(PARTIAL.as_bytes()) => {
+                    self.partial = value.try_into().ok().map(u64::from_le_bytes);
+                }
+                _ if attribute.ends_with(ORIGIN.as_bytes()) => self.origin = Origin::read(&value),
                 _ => {}
             }
         } else if attribute == override_stat::NAME {
