@@ -32,7 +32,13 @@ configure() { # configure DIR [LINE-OF-overlay-OPTIONS...]: a store of its own b
 # podman run comes back before podman has cleaned up behind it, in the background: until then rm may fail, and diff sees a mount with
 # mapped owners as all changed, whatever the mount_program is.
 settled() { local i; for i in $(seq 100); do pgrep -f "__mountd.*$own/graph" >/dev/null || break; sleep 0.1; done; sleep 0.2; }
-remove() { settled; P rm "$1" >/dev/null; }
+remove() {
+  local i
+  settled
+  # Its clean-up may hold the container's /dev/shm for longer than its root.
+  for i in $(seq 100); do mounts_below "$own" | grep -q '/shm$' || break; sleep 0.1; done
+  P rm "$1" >/dev/null 2>&1 || ! P container exists "$1"
+}
 
 pull() { # pull NAME...: loads images of the layout under localhost/NAME
   local name id
