@@ -4,7 +4,8 @@
 //! `plyfs load` and `podman pull` verify digests; tar does not.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -138,7 +139,7 @@ pub(crate) fn run(
     race.samples = vec![vec![Vec::new(); Loader::ALL.len()]; sets.len()];
     for round in 0..plan.rounds.unwrap_or(3) {
         let began = Instant::now();
-        race.round(&sets, round, doing)?;
+        race.round(&sets, round, until, doing)?;
         if Instant::now() + began.elapsed() > until {
             break;
         }
@@ -157,8 +158,17 @@ struct Race<'a> {
 }
 
 impl Race<'_> {
-    fn round(&mut self, sets: &[Vec<&Layout>], round: u32, doing: &dyn Fn(&str)) -> Result<()> {
+    fn round(&mut self, sets: &[Vec<&Layout>], round: u32, until: Instant, doing: &dyn Fn(&str)) -> Result<()> {
+        let began = Instant::now();
         for (number, set) in sets.iter().enumerate() {
+            // All together take about as long as they took one by one.
+            if set.len() > 1 && Instant::now() + began.elapsed() > until {
+                if self.samples[number].iter().all(Vec::is_empty) {
+                    let why = format!("no time was left: it takes about {:.0} s", began.elapsed().as_secs_f64());
+                    self.left_out.push(LeftOut::new(format_args!("store: {}", set_name(set)), why));
+                }
+                continue;
+            }
             let mut order = self.loaders.clone();
             let first = round as usize % order.len().max(1);
             order.rotate_left(first);
@@ -184,8 +194,8 @@ impl Race<'_> {
         set.iter().try_for_each(|layout| layout.warm())?;
         self.scratch.sync()?;
         let mut sum = Spent::default();
-        for layout in set {
-            let spent = measure(self.commands(loader, layout, &target)?, self.scratch)?;
+        for (number, layout) in set.iter().enumerate() {
+            let spent = measure(self.commands(loader, layout, &target, number)?, self.scratch)?;
             sum.wall += spent.wall;
             sum.processor += spent.processor;
             sum.memory = spent.memory.max(sum.memory);
@@ -196,7 +206,8 @@ impl Race<'_> {
         Ok(sum)
     }
 
-    fn commands(&self, loader: Loader, layout: &Layout, target: &Path) -> Result<Vec<Command>> {
+    /// `number` tells apart the images that share a target.
+    fn commands(&self, loader: Loader, layout: &Layout, target: &Path, number: usize) -> Result<Vec<Command>> {
         let source = format!("oci:{}:{}", layout.dir.display(), layout.reference);
         match loader {
             Loader::Plyfs => {
@@ -213,7 +224,10 @@ impl Race<'_> {
                 command.arg("--signature-policy").arg(policy).arg(source).env("TMPDIR", temporary(self.scratch)?);
                 Ok(vec![command])
             }
-            Loader::Tar => layout.layers.iter().enumerate().map(|(n, layer)| untar(layer, target, n)).collect(),
+            Loader::Tar => {
+                let dir = |n: usize| target.join(format!("{number}.{n}"));
+                layout.layers.iter().enumerate().map(|(n, layer)| untar(layer, &dir(n))).collect()
+            }
         }
     }
 
@@ -223,7 +237,7 @@ impl Race<'_> {
         let with: Vec<Loader> = Loader::ALL.into_iter().filter(played).collect();
         let base = with.iter().position(|loader| *loader != Loader::Plyfs);
         let mut rows = Vec::new();
-        for (set, samples) in sets.iter().zip(&self.samples) {
+        for (set, samples) in sets.iter().zip(&self.samples).filter(|(_, of)| of.iter().any(|it| !it.is_empty())) {
             for (key, title, unit, value) in ROWS {
                 let columns: Vec<Vec<f64>> =
                     with.iter().map(|loader| samples[*loader as usize].iter().map(value).collect()).collect();
@@ -300,7 +314,7 @@ impl Layout {
     fn warm(&self) -> Result<()> {
         for (blob, _) in &self.layers {
             interrupt::check()?;
-            std::io::copy(&mut fs::File::open(blob)?, &mut std::io::sink())?;
+            std::io::copy(&mut File::open(blob)?, &mut std::io::sink())?;
         }
         Ok(())
     }
@@ -322,10 +336,9 @@ fn unpacker(layer: &Value) -> &'static str {
     }
 }
 
-/// The pipeline that unpacks a layer into a directory of its own.
-fn untar((blob, program): &(PathBuf, &'static str), target: &Path, number: usize) -> Result<Command> {
-    let dir = target.join(number.to_string());
-    fs::create_dir_all(&dir)?;
+/// The pipeline that unpacks a layer into a directory of its own, which it makes.
+fn untar((blob, program): &(PathBuf, &'static str), dir: &Path) -> Result<Command> {
+    fs::create_dir_all(dir)?;
     let mut command = Command::new("sh");
     command.args(["-c", "\"$1\" < \"$2\" | tar -x -p --numeric-owner -C \"$3\"", "sh", program]).arg(blob).arg(dir);
     Ok(command)
@@ -335,7 +348,7 @@ fn untar((blob, program): &(PathBuf, &'static str), target: &Path, number: usize
 fn measure(commands: Vec<Command>, scratch: &Scratch) -> Result<Spent> {
     let before = machine::children_time();
     let began = Instant::now();
-    let mut running = Running::start(commands)?;
+    let mut running = Running::start(commands, &temporary(scratch)?)?;
     let mut memory = 0;
     while running.goes_on()? {
         interrupt::check()?;
@@ -348,16 +361,24 @@ fn measure(commands: Vec<Command>, scratch: &Scratch) -> Result<Spent> {
 }
 
 /// Programs that run at once, each with its children in a group of its own; they end with this.
-struct Running(Vec<(Child, bool)>);
+struct Running(Vec<(Program, bool)>);
+
+/// A program that was started. It complains into a file: nobody empties a pipe while it runs.
+struct Program {
+    child: Child,
+    complaints: File,
+}
 
 impl Running {
-    fn start(commands: Vec<Command>) -> Result<Self> {
+    /// Starts commands; `dir` holds what they complain of.
+    fn start(commands: Vec<Command>, dir: &Path) -> Result<Self> {
         let mut running = Running(Vec::new());
         for mut command in commands {
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+            let complaints = tempfile::tempfile_in(dir).with_context(|| dir.display().to_string())?;
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(complaints.try_clone()?).process_group(0);
             let program = command.get_program().to_owned();
             let child = command.spawn().with_context(|| Path::new(&program).display().to_string())?;
-            running.0.push((child, true));
+            running.0.push((Program { child, complaints }, true));
         }
         Ok(running)
     }
@@ -365,13 +386,13 @@ impl Running {
     /// Tells whether one of them still runs.
     fn goes_on(&mut self) -> Result<bool> {
         let mut any = false;
-        for (child, runs) in self.0.iter_mut().filter(|(_, runs)| *runs) {
-            match child.try_wait()? {
+        for (program, runs) in self.0.iter_mut().filter(|(_, runs)| *runs) {
+            match program.child.try_wait()? {
                 None => any = true,
                 Some(status) => {
                     *runs = false;
                     if !status.success() {
-                        bail!("{status}: {}", complaint(child));
+                        bail!("{status}: {}", program.complaint());
                     }
                 }
             }
@@ -382,7 +403,7 @@ impl Running {
     /// Returns what they and their children have in memory, in bytes.
     fn memory(&self) -> u64 {
         let mut pids: BTreeSet<u32> = BTreeSet::new();
-        let mut queue: Vec<u32> = self.0.iter().filter(|(_, runs)| *runs).map(|(child, _)| child.id()).collect();
+        let mut queue: Vec<u32> = self.0.iter().filter(|(_, runs)| *runs).map(|(program, _)| program.child.id()).collect();
         while let Some(pid) = queue.pop() {
             if pids.insert(pid) {
                 queue.extend(children(pid));
@@ -394,7 +415,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        for (child, _) in self.0.iter_mut().filter(|(_, runs)| *runs) {
+        for (Program { child, .. }, _) in self.0.iter_mut().filter(|(_, runs)| *runs) {
             if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
                 kill_process_group(group, Signal::KILL).ok(); // It may have ended just now.
             }
@@ -403,12 +424,14 @@ impl Drop for Running {
     }
 }
 
-fn complaint(child: &mut Child) -> String {
-    let mut text = String::new();
-    if let Some(mut errors) = child.stderr.take() {
-        std::io::Read::read_to_string(&mut errors, &mut text).ok(); // Not UTF-8: then there is less to say.
+impl Program {
+    /// Returns the last line of its complaints.
+    fn complaint(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let read = self.complaints.rewind().and_then(|()| self.complaints.read_to_end(&mut bytes));
+        let text = String::from_utf8_lossy(&bytes);
+        read.map_or_else(|error| error.to_string(), |_| text.trim().lines().last().unwrap_or_default().to_string())
     }
-    text.trim().lines().last().unwrap_or_default().to_string()
 }
 
 /// Returns the children of a process; those of its other threads too.
@@ -442,6 +465,9 @@ mod tests {
         let error =
             measure(vec![shell("echo one >&2; echo two >&2; exit 3"), shell("sleep 100")], &scratch).unwrap_err();
         assert!(error.to_string().contains("two") && error.to_string().contains('3'), "{error}");
+        let talkative = "head -c 1000000 /dev/zero >&2; echo end >&2; exit 1";
+        let error = measure(vec![shell(talkative)], &scratch).unwrap_err();
+        assert!(error.to_string().contains("end"), "what fills a pipe does not stop a program: {error}");
     }
 
     #[test]
