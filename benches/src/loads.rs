@@ -403,7 +403,8 @@ impl Running {
     /// Returns what they and their children have in memory, in bytes.
     fn memory(&self) -> u64 {
         let mut pids: BTreeSet<u32> = BTreeSet::new();
-        let mut queue: Vec<u32> = self.0.iter().filter(|(_, runs)| *runs).map(|(program, _)| program.child.id()).collect();
+        let mut queue: Vec<u32> =
+            self.0.iter().filter(|(_, runs)| *runs).map(|(program, _)| program.child.id()).collect();
         while let Some(pid) = queue.pop() {
             if pids.insert(pid) {
                 queue.extend(children(pid));
