@@ -1,7 +1,5 @@
 //! Which hosts a repository is asked of, and how each is spoken to.
 
-use std::path::PathBuf;
-
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use store::Reference;
@@ -66,63 +64,32 @@ pub(crate) fn of(reference: &Reference, settings: &Settings, mirrors: &Mirrors) 
     for place in &route.mirrors {
         hosts.push(mirror(place, settings)?);
     }
-    let own = route.origin.unwrap_or_else(|| Place {
-        location: reference.domain().to_owned(),
-        repository: reference.path().to_owned(),
-        insecure: false,
-        ca_files: Vec::new(),
-        tags: true,
-        digests: true,
-        push: true,
-        whole_path: false,
-        headers: Vec::new(),
-        namespace: None,
-    });
+    let own = route.origin.unwrap_or_else(|| Place::of(reference.domain(), reference.path()));
     hosts.push(origin(&own, settings)?);
     Ok(hosts)
 }
 
 /// The client for a registry that is meant as a whole: to log in, to search.
 pub(crate) fn registry(domain: &str, settings: &Settings, mirrors: &Mirrors) -> Result<Client> {
-    let route = mirrors.route(domain, "")?;
-    let insecure = route.origin.as_ref().is_some_and(|place| place.insecure);
-    let ca_files = route.origin.map(|place| place.ca_files).unwrap_or_default();
-    client(domain, domain, insecure, &ca_files, &[], false, settings)
+    let own = mirrors.route(domain, "")?.origin;
+    let (insecure, ca_files) = own.map(|place| (place.insecure, place.ca_files)).unwrap_or_default();
+    let place = Place { insecure, ca_files, ..Place::of(domain, "") };
+    client(&place, domain.to_owned(), settings)
 }
 
+/// The registry itself: it has everything.
 fn origin(place: &Place, settings: &Settings) -> Result<Host> {
-    let account = account(place);
-    Ok(Host {
-        client: client(
-            &place.location,
-            &account,
-            place.insecure,
-            &place.ca_files,
-            &place.headers,
-            place.whole_path,
-            settings,
-        )?,
-        repository: place.repository.clone(),
-        namespace: None,
-        tags: true,
-        digests: true,
-    })
+    Ok(Host { namespace: None, tags: true, digests: true, ..host(place, settings)? })
 }
 
 /// A mirror is trusted no further than its own entry says: neither the command line's password nor its `--insecure` is for it.
 fn mirror(place: &Place, settings: &Settings) -> Result<Host> {
-    let settings = Settings { credential: None, plain_http: false, insecure: false, ..settings.clone() };
-    let account = account(place);
+    host(place, &Settings { credential: None, plain_http: false, insecure: false, ..settings.clone() })
+}
+
+fn host(place: &Place, settings: &Settings) -> Result<Host> {
     Ok(Host {
-        client: client(
-            &place.location,
-            &account,
-            place.insecure,
-            &place.ca_files,
-            &place.headers,
-            place.whole_path,
-            &settings,
-        )?,
+        client: client(place, account(place), settings)?,
         repository: place.repository.clone(),
         namespace: place.namespace.clone(),
         tags: place.tags,
@@ -138,17 +105,11 @@ fn account(place: &Place) -> String {
     format!("{host}/{}", place.repository)
 }
 
-fn client(
-    location: &str,
-    account: &str,
-    insecure: bool,
-    ca_files: &[PathBuf],
-    headers: &[(String, String)],
-    whole_path: bool,
-    settings: &Settings,
-) -> Result<Client> {
-    let blind = insecure || settings.insecure;
-    let files = settings.ca_files.iter().chain(ca_files).cloned().collect();
+/// The client for a place; its credentials are those kept for `account`.
+fn client(place: &Place, account: String, settings: &Settings) -> Result<Client> {
+    let location = place.location.as_str();
+    let blind = place.insecure || settings.insecure;
+    let files = settings.ca_files.iter().chain(&place.ca_files).cloned().collect();
     let trust = if blind { Trust::Blind } else { Trust::Verify(files) };
     let web = Web::new(trust, settings.patience.idle);
     let base = match location.split_once("://") {
@@ -159,18 +120,18 @@ fn client(
             address(&format!("{scheme}://{host}"))?
         }
     };
-    let base = match whole_path {
+    let base = match place.whole_path {
         true => with_slash(base),
         false => with_slash(base).join("v2/").map_err(|why| Error::settings(location, why))?,
     };
     let mut extra = HeaderMap::new();
-    for (name, value) in headers {
+    for (name, value) in &place.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|why| Error::settings(location, why))?;
         let mut value = HeaderValue::from_str(value).map_err(|why| Error::settings(location, why))?;
         value.set_sensitive(true);
         extra.append(name, value);
     }
-    let auth = Auth::new(account.to_owned(), settings.auth_files.clone(), settings.credential.clone());
+    let auth = Auth::new(account, settings.auth_files.clone(), settings.credential.clone());
     let fallback = blind && base.scheme() == "https" && !location.contains("://");
     Ok(Client { base, web, auth, patience: settings.patience, headers: extra, may_be_plain: fallback })
 }

@@ -90,6 +90,24 @@ pub(crate) struct Place {
     pub(crate) namespace: Option<String>,
 }
 
+impl Place {
+    /// A repository at a host of which nothing else is said.
+    pub(crate) fn of(host: &str, repository: &str) -> Self {
+        Place {
+            location: host.to_owned(),
+            repository: repository.to_owned(),
+            insecure: false,
+            ca_files: Vec::new(),
+            tags: true,
+            digests: true,
+            push: true,
+            whole_path: false,
+            headers: Vec::new(),
+            namespace: None,
+        }
+    }
+}
+
 /// What the settings say of one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Route {
