@@ -127,7 +127,7 @@ fn image_row(image: &Image, name: Option<&Reference>, args: &ImagesArgs, now: la
     row! {
         Repository: name.map_or(NONE.to_string(), Reference::familiar_repository),
         Tag: name.and_then(Reference::tag).unwrap_or(NONE),
-        Digest: image.digest.to_string(),
+        Digest: name.map_or(image.digest, |name| image.digest_of(name)).to_string(),
         ID: if args.no_trunc { image.id.to_string() } else { image.id.short() },
         CreatedSince: units::ago(image.created, now),
         CreatedAt: image.created.map(rfc3339),

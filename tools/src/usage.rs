@@ -204,11 +204,12 @@ pub(crate) fn fsck(store: &Store, args: &FsckArgs, out: &mut dyn Write) -> Resul
         };
         writeln!(
             out,
-            "{} images, {} layers, {} objects, {} containers, {} read: {found}",
+            "{} images, {} layers, {} objects, {} containers, {} snapshots, {} read: {found}",
             report.images,
             report.layers,
             report.objects,
             report.containers,
+            report.snapshots,
             units::size(report.bytes)
         )?;
     }

@@ -86,8 +86,9 @@ impl Registries {
             }
         };
         check_platform(&chosen, &config, options.platform.as_ref(), reference)?;
+        let index = (!chosen.alone).then_some(chosen.top);
         let blobs: Arc<dyn Blobs> = Arc::new(RemoteBlobs::new(Arc::clone(repository)));
-        let arrival = Arrival { names: vec![name.clone()], manifest: chosen.bytes, config };
+        let arrival = Arrival { names: vec![name.clone()], manifest: chosen.bytes, config, index };
         let load = LoadOptions {
             platform: None,
             parallel: Some(options.parallel.unwrap_or(PARALLEL)),

@@ -282,6 +282,13 @@ fn an_index_gives_the_manifest_that_runs_on_the_platform() {
                 let (_, image) = images.iter().find(|(platform, _)| platform == chosen).unwrap();
                 assert_eq!(pulled.loaded.digest, image.digest(), "{wanted} of {tag}");
                 assert_ne!(pulled.digest, image.digest());
+                let found = stage.store.image(&name.to_string()).unwrap();
+                assert_eq!(found.digest_of(&pulled.name), pulled.digest, "{wanted} of {tag}");
+                let pinned = format!("{}/m@{}", server.address, pulled.digest);
+                assert_eq!(stage.store.image(&pinned).unwrap().id, found.id, "by the index's digest");
+                assert!(
+                    stage.store.inspect(&found).unwrap()["RepoDigests"].as_array().unwrap().contains(&json!(pinned))
+                );
             }
         }
         let options = PullOptions { platform: Some(Platform::parse("linux/s390x").unwrap()), ..PullOptions::default() };

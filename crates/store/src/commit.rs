@@ -75,7 +75,7 @@ impl Store {
         let stack: Vec<DiffId> = image.diff_ids.iter().copied().chain(layer).collect();
         self.fold(&stack).map_err(|error| error.within(&what))?;
         let names: Vec<Reference> = options.name.iter().map(Reference::tagged).collect();
-        let moved = self.record_image(NewImage { names: &names, manifest: &manifest, config: &config })?;
+        let moved = self.record_image(NewImage { names: &names, manifest: &manifest, config: &config, index: None })?;
         Ok(Committed {
             id: ImageId(Digest::of(&config)),
             digest: Digest::of(&manifest),

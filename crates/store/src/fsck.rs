@@ -18,10 +18,11 @@ use crate::containers::read_container;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::gc;
-use crate::images::read_ref;
+use crate::images::{Leads, read_ref};
 use crate::layout::{BODIES, INDEX, SKELETON};
 use crate::lock::Lock;
 use crate::manifest::{self, Document};
+use crate::snapshots::read_snapshot;
 use crate::store::Store;
 
 /// Whether what is found is repaired.
@@ -44,6 +45,8 @@ pub struct Report {
     pub objects: u64,
     /// Containers whose records are whole.
     pub containers: u64,
+    /// Snapshots whose records are whole.
+    pub snapshots: u64,
     /// How many bytes were read, in all.
     pub bytes: u64,
     /// All that is wrong.
@@ -96,6 +99,7 @@ impl Store {
         check.configs()?;
         check.refs()?;
         check.containers()?;
+        check.snapshots()?;
         check.mounts()?;
         if repair == Repair::Yes {
             for name in disk::names(&self.layout().trash())? {
@@ -296,7 +300,7 @@ impl Check<'_> {
         let dir = self.store.layout().refs();
         for name in all_names(&dir)? {
             let path = dir.join(&name);
-            let Some((reference, manifest)) = read_ref(&path).ok().flatten() else {
+            let Some((reference, Leads { manifest, .. })) = read_ref(&path).ok().flatten() else {
                 self.damaged(&path, "it is no name of an image")?;
                 continue;
             };
@@ -340,6 +344,40 @@ impl Check<'_> {
                     self.found(&PathBuf::from(format!("container {}", container.name)), why, Remedy::None)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Each snapshot has its record, its layers, what it stands on, and nothing else.
+    fn snapshots(&mut self) -> Result<()> {
+        let dir = self.store.layout().snapshots();
+        let mut whole = Vec::new();
+        for name in all_names(&dir)? {
+            let path = dir.join(&name);
+            match read_snapshot(&path) {
+                Ok(Some(snapshot)) => whole.push((path, snapshot)),
+                Ok(None) => self.stray(&path)?,
+                Err(error) => self.found(&path, format!("{error}; what it wrote is in fs/"), Remedy::None)?,
+            }
+        }
+        let known: BTreeSet<String> = whole.iter().map(|(_, snapshot)| snapshot.name.clone()).collect();
+        for (path, snapshot) in whole {
+            for inner in all_names(&path)? {
+                if !["meta.json", "fs", "work", "mnt", "log"].iter().any(|known| inner == *known) {
+                    self.stray(&path.join(inner))?;
+                }
+            }
+            let missing = snapshot.layers.iter().find(|layer| !self.layers.contains(layer));
+            let parent = snapshot.parent.as_ref().filter(|parent| !known.contains(*parent));
+            let why = match (missing, parent) {
+                (Some(layer), _) => format!("its layer {layer} is missing or damaged; remove it in containerd"),
+                (None, Some(parent)) => format!("it stands on {parent}, which is not here; remove it in containerd"),
+                (None, None) => {
+                    self.report.snapshots += 1;
+                    continue;
+                }
+            };
+            self.found(&PathBuf::from(format!("snapshot {}", snapshot.name)), why, Remedy::None)?;
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ pub struct Image {
     pub id: ImageId,
     /// The names that lead to it, sorted; none if it is dangling.
     pub names: Vec<Reference>,
+    /// What those names lead to at their registries that came by an index: the index's digest.
+    pub indexes: BTreeMap<Reference, Digest>,
     /// The hash of its manifest; of several manifests with this config, one that a name leads to, else the newest.
     pub digest: Digest,
     /// The manifest as received.
@@ -96,13 +98,24 @@ pub enum Removal {
 struct RefRecord {
     name: String,
     manifest: String,
+    /// The index that the name leads to at the registry, if it came by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    index: Option<String>,
+}
+
+/// What a name leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leads {
+    pub(crate) manifest: Digest,
+    /// The index that the registry has under the name, if it came by one.
+    pub(crate) index: Option<Digest>,
 }
 
 /// Everything that is recorded of images, read once.
 pub(crate) struct Catalogue {
     /// By config: the manifests, newest first.
     images: BTreeMap<Digest, Vec<(Digest, Vec<u8>, Manifest)>>,
-    refs: BTreeMap<Reference, Digest>,
+    refs: BTreeMap<Reference, Leads>,
 }
 
 impl ImageId {
@@ -119,6 +132,11 @@ impl fmt::Display for ImageId {
 }
 
 impl Image {
+    /// What a name of this image leads to at its registry, as far as is known: the index that it came by, else the manifest.
+    pub fn digest_of(&self, name: &Reference) -> Digest {
+        name.digest().or_else(|| self.indexes.get(name).copied()).unwrap_or(self.digest)
+    }
+
     /// Returns the name of the stack of its layers.
     pub fn chain(&self) -> Option<ChainId> {
         ChainId::of(&self.diff_ids)
@@ -182,7 +200,11 @@ impl Store {
         let catalogue = Catalogue::read(self)?;
         let found = catalogue.find(source)?;
         let manifest = found.manifest.map_or_else(|| catalogue.manifest_of(found.id), Ok)?;
-        self.write_ref(&target, manifest)?;
+        // An index is one of a repository, whatever the tag.
+        let known = catalogue.refs.iter().find(|(name, leads)| {
+            name.repository() == target.repository() && leads.manifest == manifest && leads.index.is_some()
+        });
+        self.write_ref(&target, Leads { manifest, index: known.and_then(|(_, leads)| leads.index) })?;
         Ok(target)
     }
 
@@ -307,11 +329,12 @@ impl Store {
         let mut moved = Vec::new();
         for name in image.names {
             let old = before.refs.get(name).copied();
-            if old.is_some_and(|old| before.config_of(old).is_some_and(|config| config != id)) {
+            if old.is_some_and(|old| before.config_of(old.manifest).is_some_and(|config| config != id)) {
                 moved.push(name.clone());
             }
-            if old != Some(manifest) {
-                self.write_ref(name, manifest)?;
+            let leads = Leads { manifest, index: image.index };
+            if old != Some(leads) {
+                self.write_ref(name, leads)?;
             }
         }
         Ok(moved)
@@ -326,8 +349,9 @@ impl Store {
         Ok(digest)
     }
 
-    fn write_ref(&self, name: &Reference, manifest: Digest) -> Result<()> {
-        let record = RefRecord { name: name.to_string(), manifest: manifest.to_string() };
+    fn write_ref(&self, name: &Reference, leads: Leads) -> Result<()> {
+        let index = leads.index.map(|index| index.to_string());
+        let record = RefRecord { name: name.to_string(), manifest: leads.manifest.to_string(), index };
         let text = serde_json::to_vec(&record).map_err(|cause| Error::io("write a reference", cause))?;
         disk::publish(self.layout(), &self.ref_path(name), &text)
     }
@@ -362,6 +386,8 @@ pub(crate) struct NewImage<'a> {
     pub(crate) names: &'a [Reference],
     pub(crate) manifest: &'a [u8],
     pub(crate) config: &'a [u8],
+    /// The index that it was chosen from.
+    pub(crate) index: Option<Digest>,
 }
 
 /// What a text that names an image leads to.
@@ -420,6 +446,8 @@ impl Catalogue {
 
     pub(crate) fn image(&self, store: &Store, id: Digest) -> Result<Image> {
         let names = self.names(id);
+        let index = |name: &Reference| self.refs.get(name)?.index.map(|index| (name.clone(), index));
+        let indexes = names.iter().filter_map(index).collect();
         let digest = self.manifest_of(id)?;
         let manifests = self.images.get(&id).map(Vec::as_slice).unwrap_or_default();
         let (_, manifest, _) =
@@ -428,6 +456,7 @@ impl Catalogue {
         let mut image = Image {
             id: ImageId(id),
             names,
+            indexes,
             digest,
             manifest: manifest.clone(),
             config,
@@ -464,8 +493,8 @@ impl Catalogue {
     }
 
     fn names(&self, id: Digest) -> Vec<Reference> {
-        let leads_here = |manifest: &Digest| self.config_of(*manifest) == Some(id);
-        self.refs.iter().filter(|(_, manifest)| leads_here(manifest)).map(|(name, _)| name.clone()).collect()
+        let leads_here = |leads: &Leads| self.config_of(leads.manifest) == Some(id);
+        self.refs.iter().filter(|(_, leads)| leads_here(leads)).map(|(name, _)| name.clone()).collect()
     }
 
     fn config_of(&self, manifest: Digest) -> Option<Digest> {
@@ -474,7 +503,7 @@ impl Catalogue {
     }
 
     fn manifest_of(&self, id: Digest) -> Result<Digest> {
-        let named = self.names(id).first().and_then(|name| self.refs.get(name).copied());
+        let named = self.names(id).first().and_then(|name| self.refs.get(name)).map(|leads| leads.manifest);
         let newest = self.images.get(&id).and_then(|all| all.first()).map(|(digest, ..)| *digest);
         named.or(newest).ok_or_else(|| no_image(&id.to_string()))
     }
@@ -505,10 +534,16 @@ impl Catalogue {
 
     fn find_name(&self, name: &Reference) -> Option<Found> {
         // A name with a digest is recorded as such where the image was pulled by it.
-        if let Some(manifest) = self.refs.get(name) {
+        if let Some(Leads { manifest, .. }) = self.refs.get(name) {
             return Some(Found { id: self.config_of(*manifest)?, name: Some(name.clone()), manifest: Some(*manifest) });
         }
         if let Some(digest) = name.digest() {
+            let by_index = |(known, leads): &(&Reference, &Leads)| {
+                known.repository() == name.repository() && leads.index == Some(digest)
+            };
+            if let Some((_, leads)) = self.refs.iter().find(by_index) {
+                return Some(Found { id: self.config_of(leads.manifest)?, name: None, manifest: Some(leads.manifest) });
+            }
             let id = self.config_of(digest)?;
             let same_repository = |known: &&Reference| known.repository() == name.repository();
             let names = self.names(id);
@@ -546,7 +581,7 @@ fn documents(dir: &Path) -> Result<Vec<(Digest, Vec<u8>, Modified)>> {
     Ok(all)
 }
 
-fn read_refs(dir: &Path) -> Result<BTreeMap<Reference, Digest>> {
+fn read_refs(dir: &Path) -> Result<BTreeMap<Reference, Leads>> {
     let mut refs = BTreeMap::new();
     for file in disk::names(dir)? {
         refs.extend(read_ref(&dir.join(&file))?);
@@ -554,15 +589,17 @@ fn read_refs(dir: &Path) -> Result<BTreeMap<Reference, Digest>> {
     Ok(refs)
 }
 
-/// Reads a name and the manifest that it leads to; `None` if it is not there any more.
-pub(crate) fn read_ref(path: &Path) -> Result<Option<(Reference, Digest)>> {
+/// Reads a name and what it leads to; `None` if it is not there any more.
+pub(crate) fn read_ref(path: &Path) -> Result<Option<(Reference, Leads)>> {
     let Some(bytes) = disk::read_if_there(path)? else { return Ok(None) };
     let corrupt = |why: String| {
         Error::corrupt(path.display(), format!("{why}; 'plyfs fsck --repair' removes it, then tag the image again"))
     };
     let record: RefRecord = serde_json::from_slice(&bytes).map_err(|why| corrupt(why.to_string()))?;
     let name = Reference::parse(&record.name).map_err(|why| corrupt(why.to_string()))?;
-    Ok(Some((name, record.manifest.parse().map_err(|why| corrupt(format!("{why}")))?)))
+    let digest = |text: String| text.parse::<Digest>().map_err(|why| corrupt(format!("{why}")));
+    let leads = Leads { manifest: digest(record.manifest)?, index: record.index.map(digest).transpose()? };
+    Ok(Some((name, leads)))
 }
 
 fn parse_name(text: &str) -> Result<Reference> {

@@ -34,9 +34,11 @@ impl Store {
     /// The disk, or a config that cannot be read.
     pub fn inspect(&self, image: &Image) -> Result<Value> {
         let config = image.read_config()?;
-        let digest = |name: &Reference| name.digest().unwrap_or(image.digest);
-        let digests: BTreeSet<String> =
-            image.names.iter().map(|name| format!("{}@{}", name.familiar_repository(), digest(name))).collect();
+        let digests: BTreeSet<String> = image
+            .names
+            .iter()
+            .map(|name| format!("{}@{}", name.familiar_repository(), image.digest_of(name)))
+            .collect();
         let tags: Vec<String> =
             image.names.iter().filter(|name| name.digest().is_none()).map(Reference::familiar).collect();
         let platform = config.platform.as_ref();

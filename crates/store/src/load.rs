@@ -229,7 +229,7 @@ impl Store {
         let label = image.names.first().map_or_else(|| "image".into(), Reference::familiar);
         self.fold(&diff_ids).map_err(|error| error.within(&label))?;
         let manifest = image.manifest.clone().map_or_else(|| self.make_manifest(image, &diff_ids), Ok)?;
-        let new = NewImage { names: &image.names, manifest: &manifest, config: &image.config };
+        let new = NewImage { names: &image.names, manifest: &manifest, config: &image.config, index: image.index };
         let moved = self.record_image(new)?;
         let origin = |diff_id: &DiffId| if fetched.contains(diff_id) { Origin::Fetched } else { Origin::Existing };
         Ok(Loaded {

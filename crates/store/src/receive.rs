@@ -24,6 +24,8 @@ pub struct Arrival {
     pub manifest: Vec<u8>,
     /// As received.
     pub config: Vec<u8>,
+    /// The index that the manifest was chosen from.
+    pub index: Option<Digest>,
 }
 
 /// Where the layers of an [`Arrival`] are read from; used by several threads.
@@ -74,7 +76,7 @@ impl Store {
             _ => return Err(Error::invalid("manifest", format!("it is not one of image {}", image.label()))),
         }
         let _store = Lock::shared(&self.layout().lock())?;
-        self.record_image(NewImage { names, manifest, config: &image.config }).map(drop)
+        self.record_image(NewImage { names, manifest, config: &image.config, index: None }).map(drop)
     }
 }
 
@@ -99,5 +101,6 @@ fn found(arrival: Arrival, blobs: &Arc<dyn Blobs>) -> Result<FoundImage> {
         }),
     };
     let layers = config.diff_ids.iter().zip(&manifest.layers).map(layer).collect();
-    Ok(FoundImage { names: arrival.names, manifest: Some(arrival.manifest), config: arrival.config, layers })
+    let (names, manifest) = (arrival.names, Some(arrival.manifest));
+    Ok(FoundImage { names, manifest, config: arrival.config, index: arrival.index, layers })
 }

@@ -110,7 +110,7 @@ impl Store {
     /// The disk; [`Error::Corrupt`] naming a record that is not as it was written.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let dir = self.layout().snapshots();
-        let read = |id: String| read(&dir.join(id)).transpose();
+        let read = |id: String| read_snapshot(&dir.join(id)).transpose();
         disk::names(&dir)?.into_iter().filter_map(read).collect()
     }
 
@@ -330,13 +330,13 @@ impl Store {
             disk::remove_tree(&unfinished).ok(); // already failing; else swept at the next start
             return Err(error);
         }
-        read(&dir)?.ok_or_else(|| no_snapshot(&record.name))
+        read_snapshot(&dir)?.ok_or_else(|| no_snapshot(&record.name))
     }
 
     fn write_snapshot(&self, id: &str, record: &Record) -> Result<Snapshot> {
         let dir = self.layout().snapshots().join(id);
         disk::publish(self.layout(), &dir.join(RECORD), &to_json(record)?)?;
-        read(&dir)?.ok_or_else(|| no_snapshot(&record.name))
+        read_snapshot(&dir)?.ok_or_else(|| no_snapshot(&record.name))
     }
 }
 
@@ -384,7 +384,8 @@ fn parent<'a>(all: &'a [Snapshot], new: &NewSnapshot<'_>) -> Result<Option<&'a S
     }
 }
 
-fn read(dir: &Path) -> Result<Option<Snapshot>> {
+/// Reads the snapshot in a directory; `None` if it holds no record.
+pub(crate) fn read_snapshot(dir: &Path) -> Result<Option<Snapshot>> {
     let path = dir.join(RECORD);
     let Some(bytes) = disk::read_if_there(&path)? else { return Ok(None) };
     let corrupt = |why: String| Error::corrupt(path.display(), why);

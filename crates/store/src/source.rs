@@ -146,6 +146,8 @@ pub(crate) struct FoundImage {
     pub(crate) manifest: Option<Vec<u8>>,
     /// As received.
     pub(crate) config: Vec<u8>,
+    /// The index that the names lead to at a registry.
+    pub(crate) index: Option<Digest>,
     /// Base first.
     pub(crate) layers: Vec<FoundLayer>,
 }

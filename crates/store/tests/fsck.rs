@@ -4,12 +4,14 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use common::*;
-use store::{Repair, Report};
+use layer::ChainId;
+use store::{NewSnapshot, Repair, Report, SnapshotKind};
 
 struct Damaged {
     test: TestStore,
@@ -154,4 +156,44 @@ fn a_shared_damaged_object_is_told_of_every_layer_that_has_it() {
     let report = test.store.fsck(Repair::No).unwrap();
     let of = |word: &str| report.findings.iter().filter(|finding| finding.what.contains(word)).count();
     assert_eq!((of("/objects/"), of("/layers/"), of("image ")), (1, 2, 2), "{report:?}");
+}
+
+#[test]
+fn snapshots_without_their_layers_or_parents_are_told() {
+    let test = TestStore::new();
+    let layer = Layer::plain(Tar::new().file("a", b"a").end());
+    test.load_layers("app", std::slice::from_ref(&layer));
+    let labels = BTreeMap::new();
+    let chain = ChainId::of(&[layer.diff_id()]).unwrap();
+    let base = NewSnapshot { kind: SnapshotKind::Committed, key: "base", parent: None, labels: &labels };
+    let base = test.store.adopt_snapshot(&chain, &base).unwrap().unwrap();
+    let active = NewSnapshot { kind: SnapshotKind::Active, key: "active", parent: Some("base"), labels: &labels };
+    let active = test.store.prepare_snapshot(&active).unwrap();
+    let findings = || -> Vec<String> {
+        let report = test.store.fsck(Repair::No).unwrap();
+        report.findings.into_iter().map(|finding| format!("{}: {}", finding.what, finding.why)).collect()
+    };
+    assert_eq!(findings(), Vec::<String>::new());
+    assert_eq!(test.store.fsck(Repair::No).unwrap().snapshots, 2);
+
+    let dir = active.upper.parent().unwrap();
+    fs::write(dir.join("stray"), "x").unwrap();
+    fs::create_dir(dir.with_file_name("nobodys")).unwrap();
+    fs::rename(test.root().join("snapshots").join(&base.id), test.root().join("base")).unwrap();
+    let told = findings();
+    for part in
+        ["/stray: it belongs to nothing", "/nobodys: it belongs", "snapshot active: it stands on base", "/base: "]
+    {
+        assert!(told.iter().any(|line| line.contains(part)), "{part}: {told:?}");
+    }
+    fs::rename(test.root().join("base"), test.root().join("snapshots").join(&base.id)).unwrap();
+    fs::remove_file(dir.join("stray")).unwrap();
+    fs::remove_dir(dir.with_file_name("nobodys")).unwrap();
+    fs::remove_dir_all(test.root().join("layers").join(layer.diff_id().0.hex())).unwrap();
+    let told = findings();
+    for part in ["snapshot active: its layer sha256:", "snapshot base: its layer sha256:"] {
+        assert!(told.iter().any(|line| line.contains(part)), "{part}: {told:?}");
+    }
+    fs::write(dir.join("meta.json"), "{").unwrap();
+    assert!(findings().iter().any(|line| line.contains("what it wrote is in fs/")), "{:?}", findings());
 }

@@ -67,6 +67,7 @@ fn image(files: &Files, entry: &Entry, wanted: &Wanted<'_>) -> Result<FoundImage
         names: read_names(entry.repo_tags.iter().flatten().map(String::as_str)),
         manifest: None,
         config,
+        index: None,
         layers,
     })
 }

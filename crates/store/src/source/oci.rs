@@ -195,7 +195,8 @@ fn found(files: &Files, chosen: Candidate, name: Option<&str>) -> Result<FoundIm
             content: files.open(&blob_path(&descriptor.digest))?.map(LayerContent::Here),
         })
     });
-    Ok(FoundImage { names: read_names(name), manifest: Some(bytes), layers: layers.collect::<Result<_>>()?, config })
+    let layers = layers.collect::<Result<_>>()?;
+    Ok(FoundImage { names: read_names(name), manifest: Some(bytes), layers, config, index: None })
 }
 
 /// Reads a small blob, embedded or from the layout, and checks it; `None` if the layout does not hold it.
