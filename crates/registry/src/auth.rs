@@ -196,12 +196,22 @@ async fn fetch(
     Ok(Token { header: bearer(&token)?, expires: Instant::now() + life })
 }
 
+/// Why a body was not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unread {
+    /// It may come the next time.
+    #[error("{0}")]
+    Broken(String),
+    #[error("{0}")]
+    TooLong(String),
+}
+
 /// Reads a whole body, of at most that many bytes.
-pub(crate) async fn body(mut response: Response, most: usize) -> std::result::Result<Vec<u8>, String> {
+pub(crate) async fn body(mut response: Response, most: usize) -> std::result::Result<Vec<u8>, Unread> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|cause| causes(&cause.without_url()))? {
+    while let Some(chunk) = response.chunk().await.map_err(|cause| Unread::Broken(causes(&cause.without_url())))? {
         if bytes.len() + chunk.len() > most {
-            return Err(format!("the answer has more than {most} bytes"));
+            return Err(Unread::TooLong(format!("the answer has more than {most} bytes")));
         }
         bytes.extend_from_slice(&chunk);
     }

@@ -7,7 +7,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFT
 use reqwest::{Body, Method, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use crate::auth::{Auth, Ground};
+use crate::auth::{Auth, Ground, Unread};
 use crate::challenge;
 use crate::error::{Error, Result, causes, shown};
 use crate::registries::Patience;
@@ -51,6 +51,13 @@ pub(crate) struct Ask<'a> {
 pub(crate) enum Place<'a> {
     Path(&'a str),
     Url(Url),
+}
+
+/// What stands before the body of an answer.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) headers: HeaderMap,
+    pub(crate) url: Url,
 }
 
 /// Where an answer came from, after redirects, matters to nobody; what it says does.
@@ -126,6 +133,31 @@ impl Client {
                 other => return other,
             };
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Asks for something short and reads it whole, at most so many bytes; an answer that breaks off is asked for again. Returns the
+    /// head of the answer, too. Anything but 200 is an error.
+    pub(crate) async fn ask_whole(&self, ask: &Ask<'_>, most: usize) -> Result<(Head, Vec<u8>)> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let response = self.ask(ask).await?;
+            if response.status() != StatusCode::OK {
+                return Err(self.complaint(response, ask.what).await);
+            }
+            let head = Head { headers: response.headers().clone(), url: response.url().clone() };
+            match crate::auth::body(response, most).await {
+                Ok(bytes) => return Ok((head, bytes)),
+                Err(Unread::TooLong(why)) => return Err(Error::invalid(ask.what, why)),
+                Err(Unread::Broken(why)) if attempt >= self.patience.attempts => {
+                    return Err(Error::Unreachable(format!("{}: {}: {why}", ask.what, self.host())));
+                }
+                Err(Unread::Broken(why)) => {
+                    log::info!("{}: {why}; trying again", ask.what);
+                    tokio::time::sleep(self.patience.pause(attempt)).await;
+                }
+            }
         }
     }
 
@@ -213,6 +245,12 @@ impl Client {
             _ => "",
         };
         Error::Unreachable(format!("{}: {why}{hint}", origin(at)))
+    }
+
+    /// Tells how long a server wants to be left alone, if that is what it answers, and it is not too long.
+    pub(crate) fn plea(&self, response: &Response) -> Option<Duration> {
+        let wait = asked_to_wait(response.headers()).unwrap_or_default();
+        (is_for_later(response.status()) && wait <= WAIT_MAX).then_some(wait)
     }
 
     /// Turns an answer that is no success into an error.

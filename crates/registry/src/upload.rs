@@ -61,16 +61,27 @@ impl Repository {
     pub(crate) async fn send_bytes(&self, host: &Host, bytes: &[u8], scopes: &[String]) -> Result<Sent> {
         let what = format!("push to {}", self.label());
         let digest = Digest::of(bytes);
-        let Begun::At(at) = self.begin(host, None, scopes).await? else {
-            return Err(Error::invalid(what, "the registry mounted what it was not asked to"));
-        };
-        let body = Some(bytes.to_vec());
-        let place = Place::Url(finished(&at, &digest));
-        let ask = Ask { method: Method::PUT, place, scopes, headers: HeaderMap::new(), body, what: &what };
-        let response = host.client.ask(&ask.header("content-type", "application/octet-stream")).await?;
-        match response.status() {
-            StatusCode::CREATED => Ok(Sent { digest, size: bytes.len() as u64 }),
-            _ => Err(host.client.complaint(response, &what).await),
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let Begun::At(at) = self.begin(host, None, scopes).await? else {
+                return Err(Error::invalid(what, "the registry mounted what it was not asked to"));
+            };
+            let body = Some(bytes.to_vec());
+            let place = Place::Url(finished(&at, &digest));
+            let ask = Ask { method: Method::PUT, place, scopes, headers: HeaderMap::new(), body, what: &what };
+            let response = host.client.ask(&ask.header("content-type", "application/octet-stream")).await?;
+            // What broke off was sent once more: the first time may have come through, or left its half in the upload.
+            let is_spoilt = [StatusCode::BAD_REQUEST, StatusCode::NOT_FOUND, StatusCode::RANGE_NOT_SATISFIABLE]
+                .contains(&response.status());
+            let is_there = response.status() == StatusCode::CREATED
+                || is_spoilt && self.has_blob(host, &digest, scopes).await?.is_some();
+            if is_there {
+                return Ok(Sent { digest, size: bytes.len() as u64 });
+            }
+            if !is_spoilt || attempt >= self.patience.attempts {
+                return Err(host.client.complaint(response, &what).await);
+            }
         }
     }
 
@@ -97,6 +108,11 @@ impl Repository {
                         return Err(Error::Unreachable(format!("{what}: the registry takes nothing more")));
                     }
                 };
+                if let Some(wait) = host.client.plea(&response) {
+                    tokio::time::sleep(wait).await;
+                    // Then the upload is begun anew.
+                    return Err(Error::Unreachable(host.client.complaint(response, &what).await.to_string()));
+                }
                 match response.status() {
                     StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED => next(host, &response, &what),
                     _ => Err(host.client.complaint(response, &what).await),
@@ -124,6 +140,12 @@ impl Repository {
                 let response = host.client.ask(&ask).await?;
                 match response.status() {
                     StatusCode::CREATED => Ok(made),
+                    // Its answer may have been lost: then the upload is over, and the blob is there.
+                    StatusCode::NOT_FOUND if self.has_blob(host, &made.digest, scopes).await?.is_some() => Ok(made),
+                    // Else the registry has lost what it was sent.
+                    StatusCode::NOT_FOUND => {
+                        Err(Error::Unreachable(format!("{what}: {} lost the upload", host.client.host())))
+                    }
                     _ => Err(host.client.complaint(response, &what).await),
                 }
             })

@@ -164,3 +164,14 @@ fn redirects_that_lead_astray_are_not_followed() {
     assert!(refused(&shelf.serve()).contains("does not have it"));
     assert!(elsewhere.requests().is_empty());
 }
+
+#[test]
+fn schema_1_is_refused_by_name_whatever_its_digest() {
+    // The registry tells the digest of what was signed; the bytes have the signatures, too.
+    let server = Server::start(|_| {
+        Reply::new(200, r#"{"schemaVersion":1,"fsLayers":[],"signatures":[]}"#)
+            .with("content-type", "application/vnd.docker.distribution.manifest.v1+prettyjws")
+            .with("docker-content-digest", Digest::of(b"signed").to_string())
+    });
+    assert!(refused(&server).contains("schema 1"));
+}

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
+pub(crate) mod proxy;
 pub(crate) mod registry;
 
 use std::ffi::OsStr;
@@ -37,6 +38,21 @@ impl Stage {
         let stage = Stage::new();
         stage.ok(["load", "-q", "-i", stage.sample().to_str().unwrap()]);
         stage
+    }
+
+    /// The store is sound, nothing in it is unfinished, and `df` tells what lies there.
+    #[track_caller]
+    pub(crate) fn assert_sound(&self) {
+        assert!(self.ok(["fsck"]).contains("nothing is wrong"));
+        for dir in ["ingest", "trash", "leases"] {
+            let left: Vec<_> = std::fs::read_dir(self.path("store").join(dir)).unwrap().collect();
+            assert!(left.is_empty(), "{dir}: {left:?}");
+        }
+        let total = self.ok(["df", "--format", "{{.Type}} {{.SizeBytes}}"]);
+        let total = total.lines().find_map(|line| line.strip_prefix("Total ")).unwrap();
+        let du = Command::new("du").args(["-s", "--block-size=1"]).arg(self.path("store")).output().unwrap();
+        let du = String::from_utf8(du.stdout).unwrap();
+        assert_eq!(total, du.split_whitespace().next().unwrap());
     }
 
     /// A path in the temporary directory.

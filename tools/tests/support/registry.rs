@@ -20,6 +20,8 @@ pub(crate) enum Access {
     Anybody,
     /// `me`, `sesame`
     Password,
+    /// Anybody, over TLS: with a certificate of [`Registry::start`]'s own authority, `ca.pem` in its directory.
+    Tls,
 }
 
 pub(crate) const USER: &str = "me";
@@ -39,12 +41,31 @@ fn package(program: &str) -> &str {
     if program == "htpasswd" { "apache2-utils" } else { program }
 }
 
+/// Makes an authority `ca.pem`, and a certificate of it for this machine, `cert.pem` and `key.pem`.
+fn make_certificates(dir: &Path) {
+    let openssl = |args: &str| {
+        let done = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().unwrap();
+        assert!(done.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let new_key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {new_key} -keyout ca.key -out ca.pem -days 30 -subj /CN=authority"));
+    openssl(&format!("req {new_key} -keyout key.pem -out request.pem -subj /CN=registry"));
+    std::fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n")
+        .unwrap();
+    openssl("x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out cert.pem");
+}
+
 impl Registry {
     /// Starts one whose content lies in `dir`.
     pub(crate) fn start(dir: &Path, access: Access) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         let auth = match access {
             Access::Anybody => String::new(),
+            Access::Tls => {
+                make_certificates(dir);
+                let path = |name: &str| dir.join(name).display().to_string();
+                format!("  tls:\n    certificate: {}\n    key: {}\n", path("cert.pem"), path("key.pem"))
+            }
             Access::Password => {
                 let file = dir.join("htpasswd");
                 let made = Command::new("htpasswd").args(["-Bbn", USER, PASSWORD]).output().unwrap();
