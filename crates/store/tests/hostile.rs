@@ -299,6 +299,37 @@ fn a_bomb_is_noticed_before_it_fills_the_disk() {
     assert!(refused(&Layout::of("bad", &[dotdot]).source()).contains("'../x'"));
 }
 
+#[test]
+fn ten_thousand_attributes_come_back_whole() {
+    let names: Vec<String> = (0..10_000).map(|n| format!("SCHILY.xattr.user.{n}")).collect();
+    let records: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"value"[..])).collect();
+    let tar = Tar::new().pax(&records).file("f", b"x").end();
+    let test = TestStore::new();
+    let loaded = test.load_layers("many", &[Layer::gzip(tar.clone())]);
+    assert_eq!(test.tar(&loaded.layers[0].diff_id), tar);
+    let path = test.root().join("layers").join(loaded.layers[0].diff_id.0.hex()).join("index");
+    let index = layer::index::Index::open(std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(index.xattrs(layer::Slot(1)).count(), 10_000);
+}
+
+#[test]
+fn two_blobs_of_one_tar_are_one_layer() {
+    let tar = Tar::new().file("f", &noise(4, 100_000)).end();
+    let packed =
+        [Layer::plain(tar.clone()), Layer::gzip(tar.clone()), Layer { blob: zstd(&tar), ..Layer::plain(tar.clone()) }];
+    let test = TestStore::new();
+    let mut stored = Vec::new();
+    for (at, layer) in packed.iter().enumerate() {
+        test.load_layers(&format!("image-{at}"), std::slice::from_ref(layer));
+        stored.push(files(&test.root().join("layers")));
+    }
+    assert!(stored[0].len() == 3 && stored.iter().all(|found| *found == stored[0]), "{:?}", stored[2].keys());
+    // One that stands twice in an image is one layer, too.
+    let twice = test.load_layers("twice", &packed[..2]);
+    assert_eq!(twice.layers[0].diff_id, twice.layers[1].diff_id);
+    assert_eq!(files(&test.root().join("layers")), stored[0]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 

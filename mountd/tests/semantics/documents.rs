@@ -1,4 +1,4 @@
-//! docs/semantics.md names tests that exist.
+//! docs/semantics.md and docs/hostile-inputs.md name tests that exist.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -32,6 +32,41 @@ fn every_test_that_semantics_md_names_exists() {
         }
     }
     assert!(named > 10, "the page names {named} tests");
+}
+
+/// Where the tests are that docs/hostile-inputs.md names.
+const ROOMS: [&str; 11] = [
+    "../crates/layer/src",
+    "../crates/layer/tests",
+    "../crates/overlay/src",
+    "../crates/overlay/tests",
+    "../crates/store/src",
+    "../crates/store/tests",
+    "../crates/registry/src",
+    "../crates/registry/tests",
+    "../mountd/tests",
+    "../tests/tests",
+    "../tools/tests",
+];
+
+#[test]
+fn every_test_that_hostile_inputs_md_names_exists() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(here.join("../docs/hostile-inputs.md")).unwrap();
+    let tests: BTreeSet<String> = ROOMS.iter().flat_map(|dir| known(&here.join(dir))).collect();
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| input "));
+    let mut inputs = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        let [_, _, named] = cells[..] else { panic!("not three columns: {row}") };
+        let names: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test is named: {row}");
+        for name in names {
+            assert!(tests.contains(name), "there is no test {name}: {row}");
+        }
+        inputs += 1;
+    }
+    assert!(inputs > 60, "the page tells of {inputs} inputs");
 }
 
 /// The names of all tests in a directory: functions under `#[test]`, and what runners of their own list as `("name", ...)`.
