@@ -36,15 +36,29 @@ pub(super) fn scenes(sizes: &Sizes) -> Vec<Scene> {
             weight: 5.0,
             ..scene("chmod", chmod)
         },
-        Scene { rows: vec![row("cow.rename", "rename of it")], weight: 5.0, ..scene("rename", rename) },
-        Scene { rows: vec![row("cow.unlink", "rm of it")], weight: 2.0, ..scene("rm", unlink) },
         Scene {
-            rows: vec![row("cow.append", format!("append to {small} lower files"))],
+            rows: vec![row("cow.rename", "rename of it"), row("cow.rename.disk", "  the disk it takes").bytes()],
+            weight: 5.0,
+            ..scene("rename", rename)
+        },
+        Scene {
+            rows: vec![row("cow.unlink", "rm of it"), row("cow.unlink.disk", "  the disk it takes").bytes()],
+            weight: 2.0,
+            ..scene("rm", unlink)
+        },
+        Scene {
+            rows: vec![
+                row("cow.append", format!("append to {small} lower files")),
+                row("cow.append.disk", "  the disk it takes").bytes(),
+            ],
             weight: 14.0,
             ..scene("appending", append)
         },
         Scene {
-            rows: vec![row("cow.branch", format!("mv of a lower directory of {branch} entries"))],
+            rows: vec![
+                row("cow.branch", format!("mv of a lower directory of {branch} entries")),
+                row("cow.branch.disk", "  the disk it takes").bytes(),
+            ],
             weight: 16.0,
             ..scene("mv of a directory", branch_rename)
         },
@@ -99,8 +113,7 @@ fn first_byte(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
     if mounted.is_plain() {
         return Ok(());
     }
-    stage.settle()?;
-    stage.record("cow.byte.disk", mounted.disk()? as f64);
+    disk(stage, mounted, "cow.byte.disk")?;
     mounted.find_daemon();
     stage.time("cow.byte.umount", || mounted.unmount())
 }
@@ -108,21 +121,29 @@ fn first_byte(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
 fn chmod(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
     let path = mounted.root().join(BIG);
     stage.time("cow.chmod", || Ok(rustix::fs::chmod(&path, Mode::from(0o600))?))?;
-    if !mounted.is_plain() {
-        stage.settle()?;
-        stage.record("cow.chmod.disk", mounted.disk()? as f64);
+    disk(stage, mounted, "cow.chmod.disk")
+}
+
+/// Records what the upper takes, which is what the workload before it made.
+fn disk(stage: &mut Stage<'_>, mounted: &mut Mounted, row: &'static str) -> Result<()> {
+    if mounted.is_plain() {
+        return Ok(());
     }
+    stage.settle()?;
+    stage.record(row, mounted.disk()? as f64);
     Ok(())
 }
 
 fn rename(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
     let (old, new) = (mounted.root().join(BIG), mounted.root().join(MOVED));
-    stage.time("cow.rename", || Ok(rustix::fs::rename(&old, &new)?))
+    stage.time("cow.rename", || Ok(rustix::fs::rename(&old, &new)?))?;
+    disk(stage, mounted, "cow.rename.disk")
 }
 
 fn unlink(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
     let path = mounted.root().join(BIG);
-    stage.time("cow.unlink", || Ok(rustix::fs::unlink(&path)?))
+    stage.time("cow.unlink", || Ok(rustix::fs::unlink(&path)?))?;
+    disk(stage, mounted, "cow.unlink.disk")
 }
 
 fn append(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
@@ -136,7 +157,8 @@ fn append(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
             rustix::io::write(&file, b"one more line\n")?;
         }
         Ok(())
-    })
+    })?;
+    disk(stage, mounted, "cow.append.disk")
 }
 
 fn branch_rename(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
@@ -144,7 +166,8 @@ fn branch_rename(stage: &mut Stage<'_>, mounted: &mut Mounted) -> Result<()> {
     stage.time("cow.branch", || match rustix::fs::rename(&old, &new) {
         Err(Errno::XDEV) => move_by_copying(&old, &new),
         done => Ok(done?),
-    })
+    })?;
+    disk(stage, mounted, "cow.branch.disk")
 }
 
 /// Does what mv does when a directory cannot be renamed: copies what is in it, with modes and times, then removes it.
