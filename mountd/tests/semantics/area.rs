@@ -17,6 +17,11 @@ use crate::tree::{self, Tree};
 /// Longer than anything takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The daemon: the one that was built with the tests, or a copy of it where an ordinary user can reach it.
+fn mountd_program() -> PathBuf {
+    std::env::var_os("PLYFS_TEST_MOUNTD").unwrap_or_else(|| env!("CARGO_BIN_EXE_plyfs-mountd").into()).into()
+}
+
 /// How large files are read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -93,7 +98,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(options: &str, target: &Path) -> Result<Daemon, String> {
-        Self::start_by(Command::new(env!("CARGO_BIN_EXE_plyfs-mountd")), options, target)
+        Self::start_by(Command::new(mountd_program()), options, target)
     }
 
     fn start_by(mut program: Command, options: &str, target: &Path) -> Result<Daemon, String> {
@@ -292,15 +297,11 @@ impl Area {
             *before = Some(self.lowers.borrow().iter().map(|dir| Tree::raw(dir)).collect());
         }
         let program = match self.descriptors.get() {
-            None => Command::new(env!("CARGO_BIN_EXE_plyfs-mountd")),
+            None => Command::new(mountd_program()),
             Some(count) => {
                 let mut shell = Command::new("sh");
-                shell.args([
-                    "-ec",
-                    &format!(r#"ulimit -n {count}; exec "$@""#),
-                    "sh",
-                    env!("CARGO_BIN_EXE_plyfs-mountd"),
-                ]);
+                shell.args(["-ec", &format!(r#"ulimit -n {count}; exec "$@""#), "sh"]);
+                shell.arg(mountd_program());
                 shell
             }
         };
