@@ -551,6 +551,43 @@ fn an_ordinary_user_loads_mounts_and_removes() {
 }
 
 #[test]
+fn an_ordinary_user_settles_a_container_for_the_kernels_overlayfs() {
+    let Some(user) = Ordinary::find("an_ordinary_user_settles_a_container_for_the_kernels_overlayfs") else { return };
+    let (home, plyfs) = (user.dir.path().join("home"), user.dir.path().join("plyfs"));
+    let ok = |args: &[&str]| {
+        let ran = user.run(args);
+        assert_eq!(ran.code, 0, "{args:?}: {ran:?}");
+        ran.out
+    };
+    // Modes and owners that no ordinary user can set are recorded, and the kernel's overlayfs does not heed records.
+    let inside = |script: &str| {
+        let look = "look() { (cd $1; find . -printf '%P %y %l\\n' | sort; find . -type f -exec cksum {} + | sort); }";
+        let words =
+            format!("set -e; plyfs() {{ {} \"$@\"; }}; {look}; cd {}; {script}", plyfs.display(), home.display());
+        ok(&["unshare", "--map", "single", "sh", "-c", &words])
+    };
+    inside(
+        "plyfs sample -o s.tar; plyfs load -q -i s.tar; plyfs create --name red plyfs/sample; mkdir mnt image merged work",
+    );
+    inside(
+        "plyfs mount red mnt; echo more >> mnt/etc/motd; mv mnt/usr/share mnt/srv/share; touch mnt/usr/bin/quay; \
+         rm -r mnt/var/cache; mkdir mnt/var/cache; echo new > mnt/srv/share/new; look mnt > ours; plyfs umount red",
+    );
+    assert_eq!(ok(&["settle", "--plain", "red"]), "red\n");
+    let upper = ok(&["inspect", "--format", "{{.Upper}}", "red"]);
+    inside(&format!(
+        "plyfs mount plyfs/sample image; \
+         mount -t overlay -o userxattr,lowerdir=image,upperdir={},workdir=work overlay merged; \
+         look merged > kernels; diff ours kernels; umount merged; plyfs umount image; \
+         plyfs mount red mnt; look mnt > again; diff ours again; plyfs umount red",
+        upper.trim_end()
+    ));
+    let ours = read(home.join("ours"));
+    assert!(ours.contains("srv/share/new f") && !ours.contains("usr/share/doc"), "{ours}");
+    assert_eq!(ok(&["rm", "red"]), "red\n");
+}
+
+#[test]
 fn a_namespace_has_the_range_of_its_user() {
     let name = "a_namespace_has_the_range_of_its_user";
     let Some(user) = Ordinary::find(name) else { return };
