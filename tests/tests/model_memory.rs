@@ -102,6 +102,38 @@ fn an_open_file_without_a_name_loses_capabilities_with_its_owner() {
     keep(below, &ops);
 }
 
+/// There is one file to those who read the old bytes and to all others, also for the next process.
+#[test]
+fn what_was_left_to_a_reader_is_known_when_the_session_is_taken_up() {
+    let below: Stack = vec![vec![object("a", "lower")]];
+    let upper = MemoryUpper::new(Disk::new());
+    let (lower, options) = (|| fold(&below), overlay::Options::default());
+    let find = |overlay: &Overlay<_, MemoryUpper>| {
+        let name = layer::Name::new(b"a").expect("a name");
+        overlay.lookup(overlay::ROOT, name).expect("a lookup").expect("a").id
+    };
+    let overlay = Overlay::new(lower(), Some(upper.clone()), options.clone()).expect("the layers mount");
+    let old = find(&overlay);
+    overlay.open(old, Read, Keeps).map(drop).expect("a reader");
+    assert!(overlay.detach(old, Write).expect("a copy").is_some());
+    let written = overlay.write_session().expect("a session");
+    let again = Overlay::resume(lower(), Some(upper), options, written).expect("the same session");
+    let new = again.heir(old).expect("who has the file now");
+    assert_eq!((find(&again), again.heir(new)), (new, None));
+    let set = |perm| overlay::upper::SetAttr { perm: Some(perm), ..Default::default() };
+    again.setattr(old, &set(0o600), None, Keeps).expect("a change by the reader");
+    assert_eq!(again.getattr(new).expect("attributes").stat.perm, 0o600);
+    again.setattr(new, &set(0o604), Some(2), Keeps).expect("a change by another");
+    let seen = |id| again.getattr(id).map(|attr| (attr.stat.perm, attr.stat.size)).expect("attributes");
+    assert_eq!((seen(old), seen(new)), ((0o604, 5), (0o604, 2)));
+    // Nobody needs the file's node any more once the kernel forgot both.
+    again.forget(new, 1);
+    assert_eq!(seen(old), (0o604, 5));
+    again.release(old);
+    again.forget(old, 1);
+    assert_eq!(again.nodes_in_memory(), 1);
+}
+
 /// Readers who were left behind with the old bytes still had the number when the mount ended: the copy got no names, and was
 /// removed with the index.
 #[test]

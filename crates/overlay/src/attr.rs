@@ -9,7 +9,7 @@ use crate::acl;
 use crate::copy_up::{Depth, Xattrs};
 use crate::error::{Errno, Error, Result};
 use crate::lower::Lower;
-use crate::node::{Node, OpenBody, Place};
+use crate::node::{Node, OpenBody, Place, heir_of};
 use crate::partial::Partial;
 use crate::union::{Attr, Overlay};
 use crate::upper::{SetAttr, SetTime, SetXattr, Target, Upper, UpperFile};
@@ -35,7 +35,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EROFS`; `EISDIR`, `EINVAL` for the size of something that has none; those of the upper's filesystem.
     pub fn setattr(&self, id: Ino, attr: &SetAttr, size: Option<u64>, privilege: Privilege) -> Result<Attr> {
-        let node = self.copy_up(id, if size.is_some() { depth_for(size) } else { Depth::Metadata })?;
+        let asked = self.copy_up(id, if size.is_some() { depth_for(size) } else { Depth::Metadata })?;
+        let node = heir_of(&asked);
         let _path = self.path.read();
         if let Some(size) = size {
             self.truncate(&node, size, privilege)?;
@@ -60,7 +61,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             }
             *node.inherit.lock() = None;
         }
-        self.attr(&node)
+        self.attr(&asked)
     }
 
     fn truncate(&self, node: &Arc<Node<L, U>>, size: u64, privilege: Privilege) -> Result<()> {
@@ -170,7 +171,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     fn set_xattr_on_disk(&self, id: Ino, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
-        let node = self.copy_up(id, Depth::Metadata)?;
+        let node = heir_of(&self.copy_up(id, Depth::Metadata)?);
         let _path = self.path.read();
         if self.is_gone(&node) && self.open_inode(&node).is_none() {
             return self.set_last_xattr(&node, name, value, how);
@@ -189,7 +190,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     pub fn remove_xattr(&self, id: Ino, name: &[u8]) -> Result<()> {
         // Asked first, so that a removal of nothing copies nothing.
         self.xattr(id, name)?;
-        let node = self.copy_up(id, Depth::Metadata)?;
+        let node = heir_of(&self.copy_up(id, Depth::Metadata)?);
         let _path = self.path.read();
         if self.is_gone(&node) && self.open_inode(&node).is_none() {
             return self.edit_last_xattrs(&node, |xattrs| {

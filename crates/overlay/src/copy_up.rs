@@ -256,6 +256,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             // Renamed or removed while the body was copied: the name is another's now.
             return Err(Errno::ESTALE.into());
         }
+        if stays {
+            self.mark_impure(&dir_node, &dir)?;
+        }
         let made = self.keep_times(&dir, || upper.publish(staged, &dir, name.as_name()))?;
         names.set(name.as_name(), Some(stat.kind), Some(node.id));
         node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
@@ -328,6 +331,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 return Ok(node.clone());
             }
             if names.get(name).is_none() {
+                self.mark_impure(&parent, &dir)?;
                 let made = self.keep_times(&dir, || upper.make(&dir, name, &new, Over::Nothing))?;
                 names.set(name, Some(FileType::Dir), Some(node.id));
                 *node.names.write() = Some(Names::default());
@@ -352,6 +356,16 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             lower_names: 0,
             partial: None,
         });
+    }
+
+    /// Marks a directory that something with a part in the lower is about to enter.
+    pub(crate) fn mark_impure(&self, node: &Node<L, U>, dir: &U::Dir) -> Result<()> {
+        use std::sync::atomic::Ordering::Relaxed;
+        if !node.impure.load(Relaxed) {
+            self.writable()?.set_impure(dir)?;
+            node.impure.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     /// Makes sure that the upper has an entry under a visible name; used before the name is moved or linked.

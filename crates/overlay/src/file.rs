@@ -11,7 +11,7 @@ use crate::attr::Privilege;
 use crate::copy_up::Depth;
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower, LowerFile};
-use crate::node::{Node, OpenBody, Place};
+use crate::node::{Node, OpenBody, Place, heir_of};
 use crate::union::Overlay;
 use crate::upper::{Seek, Upper, UpperFile};
 
@@ -157,7 +157,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Gives a lower file that is open past the daemon another node for what is about to be written, the old one keeping
-    /// the lower bytes for those who have it open. Returns the file's names, which lead to the new node from now on; `None`
+    /// the lower bytes for those who have it open; all else that they do (attributes, links, fsync) is done to the new node, as
+    /// there is one file to them. Returns the file's names, which lead to the new node from now on; `None`
     /// when the old node was left behind before.
     ///
     /// # Errors
@@ -185,6 +186,16 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             all.extend(below.into_iter().map(|(dir, name)| (self.id_of(dir), name)));
         }
         Ok(Some(all))
+    }
+
+    /// Tells whether a number means what [`Overlay::detach`] left to those who have it open.
+    pub fn is_left(&self, id: Ino) -> bool {
+        self.heir(id).is_some()
+    }
+
+    /// Returns the number by which the file is asked for that was left to those who have `id` open.
+    pub fn heir(&self, id: Ino) -> Option<Ino> {
+        self.nodes.get(id)?.heir.get().map(|heir| heir.id)
     }
 
     /// Tells whether opening this inode for writing copies a body that is worth a thread of its own.
@@ -331,7 +342,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// `EIO`, `ENOSPC`, `EDQUOT` of the upper's filesystem.
     pub fn sync(&self, id: Ino, data_only: bool) -> Result<()> {
         match self.nodes.get(id) {
-            Some(node) => self.sync_file(&node, data_only),
+            Some(node) => self.sync_file(&heir_of(&node), data_only),
             None => Ok(()),
         }
     }

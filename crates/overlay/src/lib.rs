@@ -4,6 +4,7 @@
 //! [`Upper`] (one container's writable layer), so that the same core runs over real directories and over a model in memory.
 
 pub mod acl;
+mod adopt;
 mod attr;
 mod copy_up;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod lower;
 mod make;
 mod names;
 mod node;
+mod numbers;
 mod partial;
 mod plain;
 mod read;

@@ -136,7 +136,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     }
 
     /// Finds what a directory of the lower is in the union; `None` when it is hidden or removed.
-    fn walk_below(&self, dir: Slot) -> Result<Option<At<L, U>>> {
+    pub(crate) fn walk_below(&self, dir: Slot) -> Result<Option<At<L, U>>> {
         let mut down = Vec::new();
         let mut slot = dir;
         let mut above = loop {

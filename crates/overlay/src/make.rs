@@ -9,7 +9,7 @@ use crate::copy_up::{Depth, Xattrs};
 use crate::error::{Errno, Error, Result};
 use crate::lower::Lower;
 use crate::names::Names;
-use crate::node::{Inherit, Node, OpenBody, Place, told_slot};
+use crate::node::{Inherit, Node, OpenBody, Place, heir_of, told_slot};
 use crate::union::{Attr, Caller, Overlay};
 use crate::upper::{New, Over, Target, Upper, What};
 
@@ -145,7 +145,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EEXIST`; `EPERM` for a directory; `ENOENT` for an inode whose last name is gone; `EMLINK`, `ENOSPC`, `EDQUOT`; `EROFS`.
     pub fn link(&self, id: Ino, parent: Ino, name: Name<'_>) -> Result<Attr> {
-        let node = self.copy_up(id, Depth::Metadata)?;
+        let node = heir_of(&self.copy_up(id, Depth::Metadata)?);
         if node.kind == FileType::Dir {
             return Err(Errno::EPERM.into());
         }
@@ -180,6 +180,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             return Err(Errno::EEXIST.into());
         }
         let over = if view.whiteout() { Over::Whiteout } else { Over::Nothing };
+        if matches!(&*node.place.read(), Place::Upper(up) if up.body_below.is_some()) {
+            self.mark_impure(dir_node, dir)?;
+        }
         let known = match &*node.place.read() {
             Place::Upper(up) => (up.indexed, up.names.first().cloned()),
             // It has names that this mount has not met.

@@ -38,9 +38,13 @@ pub(crate) struct Node<L: Lower, U: Upper> {
     pub(crate) names: RwLock<Option<Names>>,
     /// A directory of the upper, held open.
     pub(crate) dir: Mutex<Option<U::Dir>>,
+    /// A directory of the upper that is known to bear the mark of [`Upper::set_impure`].
+    pub(crate) impure: AtomicBool,
     /// What new entries inherit from a directory, once read.
     pub(crate) inherit: Mutex<Option<Arc<Inherit>>>,
     pub(crate) lookups: AtomicU64,
+    /// Who has the file now that was left to this node's open descriptors ([`Overlay::detach`](crate::Overlay::detach)).
+    pub(crate) heir: OnceLock<Arc<Node<L, U>>>,
     /// Names that only the lower has, by which an inode of the upper was looked up, where the lower cannot tell them.
     pub(crate) met: Mutex<Vec<(Ino, NameBuf)>>,
     /// The body may be a copy that was never synced: it must be before it is cut or punched.
@@ -149,7 +153,9 @@ impl<L: Lower, U: Upper> Node<L, U> {
             copying: Mutex::new(()),
             names: RwLock::new(None),
             dir: Mutex::new(None),
+            heir: OnceLock::new(),
             met: Mutex::default(),
+            impure: AtomicBool::new(false),
             inherit: Mutex::new(None),
             lookups: AtomicU64::new(0),
             unsynced: AtomicBool::new(false),
@@ -162,6 +168,11 @@ impl<L: Lower, U: Upper> Node<L, U> {
     pub(crate) fn in_upper(&self) -> bool {
         matches!(&*self.place.read(), Place::Upper(_))
     }
+}
+
+/// Returns the node that has the file: this one, or the one that it was left for.
+pub(crate) fn heir_of<L: Lower, U: Upper>(node: &Arc<Node<L, U>>) -> Arc<Node<L, U>> {
+    node.heir.get().unwrap_or(node).clone()
 }
 
 const SHARDS: usize = 64;
@@ -238,7 +249,7 @@ impl<L: Lower, U: Upper> Nodes<L, U> {
         }
     }
 
-    /// Drops the node if the kernel does not know it, nothing has it open, and no other node lies in it; then its parents alike.
+    /// Drops the node if the kernel does not know it, nothing has it open, and no other node needs it; then those that it needed.
     pub(crate) fn drop_unused(&self, id: Ino, slot: Option<Slot>) {
         if id == ROOT {
             return;
@@ -253,13 +264,14 @@ impl<L: Lower, U: Upper> Nodes<L, U> {
             if unused { shard.remove(&id) } else { None }
         };
         let Some(node) = dropped else { return };
-        let parents: Vec<_> = match &*node.place.read() {
+        let mut held: Vec<_> = match &*node.place.read() {
             Place::Upper(up) => up.names.iter().map(|(parent, _)| (parent.id, told_slot(parent))).collect(),
             _ => Vec::new(),
         };
+        held.extend(node.heir.get().map(|heir| (heir.id, told_slot(heir))));
         drop(node);
-        for (parent, slot) in parents {
-            self.drop_unused(parent, slot);
+        for (id, slot) in held {
+            self.drop_unused(id, slot);
         }
     }
 

@@ -83,6 +83,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 let stat = self.with_target(node, |upper, target| upper.stat(target))?;
                 self.attr_from(node, stat)
             }
+            From::Gone(stat) if let Some(heir) = node.heir.get() => {
+                // The file's attributes, and the size of what can be read here.
+                let live = self.attr(heir)?.stat;
+                Ok(Attr { id: node.id, stat: Stat { size: stat.size, blocks: stat.blocks, ..live } })
+            }
             From::Gone(mut stat) => {
                 if let Some(file) = self.open_inode(node) {
                     let live = self.writable()?.stat(Target::File(&*file))?;
@@ -196,7 +201,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 let _path = self.path.read();
                 return self.with_target(&node, |upper, target| upper.xattr(target, name));
             }
-            At::Node(node) if self.is_gone(&node) => return self.last_xattr(&node, name),
+            At::Node(node) if self.is_gone(&node) => match node.heir.get() {
+                Some(heir) => return self.xattr_on_disk(heir.id, name),
+                None => return self.last_xattr(&node, name),
+            },
             At::Node(node) => node.slot.ok_or(Error::Answer(Errno::ENODATA))?,
         };
         match self.lower.xattr(slot, name)? {
@@ -216,7 +224,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 let _path = self.path.read();
                 return self.with_target(&node, |upper, target| upper.xattr_names(target));
             }
-            At::Node(node) if self.is_gone(&node) => return self.last_xattr_names(&node),
+            At::Node(node) if self.is_gone(&node) => match node.heir.get() {
+                Some(heir) => return self.xattr_names(heir.id),
+                None => return self.last_xattr_names(&node),
+            },
             At::Node(node) => match node.slot {
                 Some(slot) => slot,
                 None => return Ok(Vec::new()),

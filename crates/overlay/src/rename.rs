@@ -110,7 +110,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if matches!(victim, Victim::Same) {
             return Ok(());
         }
-        self.prepare_move(&moving, from, &to_view)?;
+        self.prepare_move(&moving, from, (to, &to_view))?;
         let how = Rename {
             leave: leave(&from_view),
             onto: match (to_view.upper, &victim) {
@@ -188,7 +188,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
 
     /// Makes what moves independent of the place it had: a redirect to where its lower part is, or opaque where it has none
     /// and the new place has one.
-    fn prepare_move(&self, moving: &Arc<Node<L, U>>, from: &End<'_, L, U>, to_view: &View) -> Result<()> {
+    fn prepare_move(
+        &self,
+        moving: &Arc<Node<L, U>>,
+        from: &End<'_, L, U>,
+        (to, to_view): (&End<'_, L, U>, &View),
+    ) -> Result<()> {
         let upper = self.writable()?;
         if moving.kind != FileType::Dir {
             let below = match &*moving.place.read() {
@@ -196,12 +201,16 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 _ => None,
             };
             if let Some(slot) = below {
+                self.mark_impure(to.parent, &to.dir)?;
                 upper.set_redirect(Target::At(&from.dir, from.name), &self.lower_path(slot)?)?;
             }
             return Ok(());
         }
         match moving.slot {
-            Some(slot) => upper.set_redirect(Target::At(&from.dir, from.name), &self.lower_path(slot)?),
+            Some(slot) => {
+                self.mark_impure(to.parent, &to.dir)?;
+                upper.set_redirect(Target::At(&from.dir, from.name), &self.lower_path(slot)?)
+            }
             None if to_view.lower.is_some() => upper.set_opaque(&self.dir(moving)?),
             None => Ok(()),
         }
@@ -220,8 +229,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             return Err(Errno::EAGAIN.into());
         }
         let other = self.node_at(to, other_kind)?;
-        self.prepare_move(&moving, from, &to_view)?;
-        self.prepare_move(&other, to, &from_view)?;
+        self.prepare_move(&moving, from, (to, &to_view))?;
+        self.prepare_move(&other, to, (from, &from_view))?;
         let how = Rename { leave: Leave::Nothing, onto: Onto::Exchange };
         self.writable()?.rename((&from.dir, from.name), (&to.dir, to.name), how)?;
         names.from().set(from.name, Some(other.kind), Some(other.id));

@@ -219,6 +219,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                         Ok(())
                     })?;
                 }
+                if form.flag()? {
+                    let heir = self.nodes.get(Ino(form.number()?)).ok_or_else(|| wrong("an heir is missing"))?;
+                    node.heir.get_or_init(|| heir);
+                }
                 Place::Gone(Box::new(Last { stat, file, xattrs }))
             }
             _ => return Err(wrong("a node is nowhere")),
@@ -295,6 +299,8 @@ fn write_place<L: Lower, U: Upper>(out: &mut Out, node: &Node<L, U>, files: &mut
                     out.text(value);
                 });
             }
+            out.flag(node.heir.get().is_some());
+            node.heir.get().iter().for_each(|heir| out.number(heir.id.0));
         }
     }
 }

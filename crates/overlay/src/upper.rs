@@ -120,6 +120,12 @@ pub trait Upper: Send + Sync + 'static {
     /// Marks a directory opaque.
     fn set_opaque(&self, dir: &Self::Dir) -> Result<()>;
 
+    /// Notes that a directory holds something with a part in the lower: the kernel's overlayfs looks at the numbers of all it
+    /// lists there, so that `d_ino` is `st_ino`.
+    fn set_impure(&self, _dir: &Self::Dir) -> Result<()> {
+        Ok(())
+    }
+
     /// Notes where in the lower an inode that is about to move came from; `path` starts with `/`.
     fn set_redirect(&self, of: Target<'_, Self>, path: &[u8]) -> Result<()>;
 

@@ -129,6 +129,7 @@ where
         ask(wishes.killpriv, InitFlags::FUSE_HANDLE_KILLPRIV_V2);
         ask(wishes.acl, InitFlags::FUSE_POSIX_ACL);
         ask(true, InitFlags::FUSE_DONT_MASK);
+        ask(true, InitFlags::FUSE_EXPORT_SUPPORT);
         ask(true, InitFlags::FUSE_ATOMIC_O_TRUNC);
         ask(true, InitFlags::FUSE_ASYNC_DIO);
         ask(true, InitFlags::FUSE_EXPLICIT_INVAL_DATA);
@@ -163,6 +164,15 @@ impl<L: Lower, U: Upper> Core<L, U> {
 
     pub(crate) fn caller(&self, req: &fuser::Request, umask: u32) -> Caller {
         Caller { uid: req.uid(), gid: req.gid(), umask }
+    }
+
+    /// Tells the kernel to forget an inode's attributes.
+    pub(crate) fn invalidate_attr(&self, ino: Ino) {
+        let Some(notifier) = self.notifier.get() else { return };
+        // A negative offset: what it has read of the file stays good.
+        if let Err(error) = notifier.inval_inode(fuser::INodeNo(ino.0), -1, 0) {
+            log::debug!("the kernel keeps attributes: {error}");
+        }
     }
 
     /// Tells the kernel, from another thread than the one that answers, that a name leads elsewhere now.

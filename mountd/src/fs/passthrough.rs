@@ -22,6 +22,8 @@ pub(crate) const LARGE: u64 = 64 << 10;
 pub(crate) struct Passthrough {
     enabled: AtomicBool,
     open: Mutex<HashMap<Ino, Way>>,
+    /// A node was left to its readers, some time.
+    left: AtomicBool,
     sent_back: SentBack,
 }
 
@@ -55,7 +57,12 @@ pub(crate) enum Chosen {
 
 impl Passthrough {
     pub(crate) fn new() -> Self {
-        Passthrough { enabled: AtomicBool::new(false), open: Mutex::default(), sent_back: SentBack::default() }
+        Passthrough {
+            enabled: AtomicBool::new(false),
+            open: Mutex::default(),
+            left: AtomicBool::new(false),
+            sent_back: SentBack::default(),
+        }
     }
 
     pub(crate) fn enable(&self) {
@@ -69,6 +76,16 @@ impl Passthrough {
     /// Tells whether a lower file is being read past the daemon right now.
     pub(crate) fn reads_lower(&self, id: Ino) -> bool {
         matches!(self.open.lock().get(&id), Some(Way::Backed { side: Side::Lower, .. }))
+    }
+
+    /// Notes that a node is left to those who read it past the daemon, its file having another one.
+    pub(crate) fn leaves(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether that ever happened; mostly it did not, and nobody needs to look for such nodes.
+    pub(crate) fn left_any(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Tells whether an inode may be written past the daemon right now.

@@ -65,9 +65,46 @@ where
         reply.entry_with_ttls(&self.ttl(attr), &self.wishes.ttl, &self.attr(attr), GENERATION);
     }
 
+    /// Finds what the kernel has forgotten and a file handle names, or the directory above that.
+    fn by_number(&self, ino: Ino, name: &[u8], reply: ReplyEntry) {
+        let found = match name {
+            b"." => self.overlay.lookup_number(ino),
+            _ => self.overlay.lookup_parent(ino),
+        };
+        match or_reply!(reply, found) {
+            Some(attr) => self.entry(reply, &attr),
+            None => reply.error(Errno::ESTALE),
+        }
+    }
+
     fn attributes(&self, reply: ReplyAttr, attr: &Attr) {
         let shown = fuser::FileAttr { ino: INodeNo(attr.stat.ino.0), ..self.attr(attr) };
-        reply.attr(&self.own_ttl(attr), &shown);
+        // What was left to old readers changes by another node.
+        let ttl = if self.is_left(attr.id) { Duration::ZERO } else { self.own_ttl(attr) };
+        reply.attr(&ttl, &shown);
+    }
+
+    /// Tells whether a number means what was left to those who read a lower file past the daemon.
+    fn is_left(&self, ino: Ino) -> bool {
+        self.pass.left_any() && self.overlay.is_left(ino)
+    }
+
+    /// Changes a file by a number that may mean what was left to old readers, and answers when the kernel knows that its other
+    /// number is changed too. The kernel may wait for us there, so that is for another thread.
+    fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        ino: Ino,
+        change: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
+        reply: impl FnOnce(&Self, Result<T>) + Send + 'static,
+    ) {
+        let heir = if self.is_left(ino) { self.overlay.heir(ino) } else { None };
+        let Some(heir) = heir else { return reply(self, change(self)) };
+        let core = self.clone();
+        self.pool.run(move || {
+            let changed = change(&core);
+            core.invalidate_attr(heir);
+            reply(&core, changed);
+        });
     }
 
     /// Opens for the kernel. A lower file that is read past the daemon cannot be written under the same node: it gets
@@ -131,6 +168,11 @@ where
     fn take_other_node(self: &Arc<Self>, ino: Ino, access: Access, by: By) -> Errno {
         match self.overlay.detach(ino, access) {
             Ok(names) => {
+                if names.is_some() {
+                    self.pass.leaves();
+                    // Nobody writes to it, so the kernel has no reason to wait for us.
+                    self.invalidate_attr(ino);
+                }
                 self.invalidate_names(names.unwrap_or_default());
                 // One that was given another node already is asked for by a name that the kernel still has, or by descriptor.
                 if self.pass.send_back(by.thread, ino) { Errno::ESTALE } else { Errno::ETXTBSY }
@@ -296,6 +338,9 @@ where
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.core.follow.took(req.pid());
+        if matches!(name.as_bytes(), b"." | b"..") {
+            return self.core.by_number(ino(parent), name.as_bytes(), reply);
+        }
         let name = checked!(reply, name);
         match or_reply!(reply, self.core.overlay.lookup(ino(parent), name)) {
             Some(attr) => self.core.entry(reply, &attr),
@@ -343,8 +388,12 @@ where
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let attr = or_reply!(reply, self.core.setattr(ino(node), &set, size, By::of(req), fh.is_some()));
-        self.core.attributes(reply, &attr);
+        let (node, by, by_handle) = (ino(node), By::of(req), fh.is_some());
+        let change = move |core: &Arc<Core<L, U>>| core.setattr(node, &set, size, by, by_handle);
+        self.core.change(node, change, move |core, changed| {
+            let attr = or_reply!(reply, changed);
+            core.attributes(reply, &attr);
+        });
     }
 
     fn readlink(&self, req: &Request, node: INodeNo, reply: ReplyData) {
@@ -565,7 +614,13 @@ where
             libc::XATTR_REPLACE => SetXattr::Replace,
             _ => SetXattr::Any,
         };
-        done(reply, self.core.overlay.set_xattr(ino(node), name.as_bytes(), value, how));
+        let node = ino(node);
+        if !self.core.is_left(node) {
+            return done(reply, self.core.overlay.set_xattr(node, name.as_bytes(), value, how));
+        }
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        let change = move |core: &Arc<Core<L, U>>| core.overlay.set_xattr(node, &name, &value, how);
+        self.core.change(node, change, |_, changed| done(reply, changed));
     }
 
     fn getxattr(&self, req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -582,7 +637,9 @@ where
     }
 
     fn removexattr(&self, _req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(reply, self.core.overlay.remove_xattr(ino(node), name.as_bytes()));
+        let (node, name) = (ino(node), name.as_bytes().to_vec());
+        let change = move |core: &Arc<Core<L, U>>| core.overlay.remove_xattr(node, &name);
+        self.core.change(node, change, |_, changed| done(reply, changed));
     }
 
     fn create(

@@ -309,3 +309,24 @@ m.close()' "$1""#,
         }
     });
 }
+
+#[test]
+fn reading_a_file_of_the_upper_moves_its_access_time_as_its_disk_does() {
+    each(|area| {
+        area.mount();
+        for (name, len) in [("small", 100), ("large", 200_000)] {
+            let plain = area.path(&format!("plain-{name}"));
+            for path in [&plain, &area.m(name)] {
+                file(path, len);
+                set_times(path, 1_000_000_000, 1);
+            }
+            area.remount();
+            for path in [&plain, &area.m(name)] {
+                assert_eq!(std::fs::read(path).unwrap().len(), len);
+            }
+            area.remount();
+            let moved = |path: &std::path::Path| meta(path).atime() != 1_000_000_000;
+            assert_eq!((moved(&area.upper(name)), moved(&area.m(name))), (moved(&plain), moved(&plain)), "{name}");
+        }
+    });
+}

@@ -29,6 +29,16 @@ fn an_unlinked_file_that_is_open_works_fully() {
             assert_eq!(at(&file, 3, 100), b"wr\0\0\0", "{name}");
             let mut copy = &file;
             assert_eq!(std::io::Seek::seek(&mut copy, std::io::SeekFrom::End(0)).unwrap(), 8, "{name}");
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 5000).unwrap();
+            assert_eq!((file.metadata().unwrap().len(), at(&file, 4, 5000).len()), (5000, 4996), "{name}");
+            let to = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(area.m("copy")).unwrap();
+            let copied = rustix::fs::copy_file_range(&file, Some(&mut 0), &to, Some(&mut 2), 5).unwrap();
+            assert_eq!(
+                (copied, at(&to, 0, 100)),
+                (5, b"\0\0".iter().chain(&at(&file, 0, 5)).copied().collect()),
+                "{name}"
+            );
+            std::fs::remove_file(area.m("copy")).unwrap();
             file.sync_all().unwrap();
             file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
             assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o640, "{name}");

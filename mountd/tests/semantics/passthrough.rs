@@ -395,3 +395,105 @@ fn writers_that_open_by_name_at_the_same_moment_all_succeed() {
         }
     });
 }
+
+/// There is one file to programs, whichever bytes a descriptor shows.
+#[test]
+fn what_is_changed_by_an_old_readers_descriptor_is_changed_in_the_file() {
+    each(|area| {
+        for len in SIZES {
+            file(&area.lower(&len.to_string()), len);
+            set_xattr(&area.lower(&len.to_string()), "user.old", b"1").unwrap();
+        }
+        area.d_ino_may_differ();
+        area.mount();
+        for len in SIZES {
+            let (path, other) = (area.m(&len.to_string()), area.m(&format!("{len}-linked")));
+            let reader = open(&path);
+            open_rw(&path).write_all_at(b"new", 0).unwrap();
+            let seen = || (perm(&path), meta(&path).uid(), mtime(&path), xattrs(&path));
+            let held = || {
+                let meta = reader.metadata().unwrap();
+                (meta.mode() & 0o7777, meta.uid(), (meta.mtime(), meta.mtime_nsec()), xattrs_of(&reader))
+            };
+            assert_eq!(held(), seen());
+            reader.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o641)).unwrap();
+            std::os::unix::fs::fchown(&reader, Some(0), Some(0)).unwrap();
+            let at = rustix::fs::Timespec { tv_sec: 1_000_000_000, tv_nsec: 7 };
+            let times = rustix::fs::Timestamps { last_access: at, last_modification: at };
+            rustix::fs::futimens(&reader, &times).unwrap();
+            rustix::fs::fsetxattr(&reader, "user.new", b"2", rustix::fs::XattrFlags::empty()).unwrap();
+            rustix::fs::fremovexattr(&reader, "user.old").unwrap();
+            assert_eq!((perm(&path), mtime(&path)), (0o641, (1_000_000_000, 7)));
+            assert_eq!((xattr(&path, "user.new"), xattr(&path, "user.old")), (Some(b"2".to_vec()), None));
+            assert_eq!(held(), seen());
+            // And the other way.
+            chmod(&path, 0o604);
+            set_times(&path, 1_000_000_001, 8);
+            assert_eq!((held(), perm(&path)), (seen(), 0o604));
+            reader.sync_all().unwrap();
+            let by_descriptor = format!("/proc/self/fd/{}", reader.as_raw_fd());
+            let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+            rustix::fs::linkat(rustix::fs::CWD, by_descriptor, rustix::fs::CWD, &other, follow).unwrap();
+            let new = changed(len, 0, b"new");
+            assert!(std::fs::read(&other).unwrap() == new);
+            assert_eq!((meta(&path).nlink(), reader.metadata().unwrap().nlink()), (2, 2));
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!((meta(&other).nlink(), reader.metadata().unwrap().nlink()), (1, 1));
+            open_rw(&other).set_len(10).unwrap();
+            assert_old_reader(area, &reader, &pattern(len), &new[..10]);
+            let size = if area.way() == Way::Passthrough { len } else { 10 };
+            assert_eq!((reader.metadata().unwrap().len(), meta(&other).len()), (size as u64, 10));
+            std::fs::remove_file(&other).unwrap();
+            assert_eq!(reader.metadata().unwrap().nlink(), 0);
+            file(&path, len);
+            let second = open(&path);
+            put(&path, "short");
+            second.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            drop((reader, second));
+            assert_eq!((perm(&path), text(&path)), (0o600, "short".to_owned()));
+        }
+        area.crash();
+        for len in SIZES {
+            assert_eq!((perm(area.m(&len.to_string())), text(&area.m(&len.to_string()))), (0o600, "short".to_owned()));
+        }
+    });
+}
+
+/// What an old descriptor changed is there after the last close, a remount, and a crash.
+#[test]
+fn what_an_old_readers_descriptor_changed_lasts() {
+    each(|area| {
+        for name in ["a", "b", "c"] {
+            file(&area.lower(name), 200_000);
+        }
+        std::fs::hard_link(area.lower("c"), area.lower("d")).unwrap();
+        area.d_ino_may_differ();
+        area.mount();
+        for name in ["a", "b", "c"] {
+            let reader = open(&area.m(name));
+            open_rw(&area.m(name)).write_all_at(b"new", 0).unwrap();
+            // The kernel forgets the other number, and asks by this one alone.
+            std::fs::write("/proc/sys/vm/drop_caches", "2").ok();
+            reader.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o641)).unwrap();
+            reader.sync_all().unwrap();
+        }
+        area.crash();
+        for name in ["a", "b", "c", "d"] {
+            assert_eq!(perm(area.m(name)), 0o641, "{name}");
+            assert!(std::fs::read(area.m(name)).unwrap() == changed(200_000, 0, b"new"), "{name}");
+        }
+    });
+}
+
+fn xattrs_of(file: &std::fs::File) -> std::collections::BTreeMap<std::ffi::OsString, Vec<u8>> {
+    let (mut names, mut value) = ([0; 1024], [0; 1024]);
+    let len = rustix::fs::flistxattr(file, &mut names[..]).unwrap();
+    let names = names[..len].split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    names
+        .map(|name| {
+            let len = rustix::fs::fgetxattr(file, name, &mut value[..]).unwrap();
+            (std::os::unix::ffi::OsStrExt::from_bytes(name), value[..len].to_vec())
+        })
+        .map(|(name, value): (&std::ffi::OsStr, _)| (name.to_owned(), value))
+        .collect()
+}

@@ -491,3 +491,109 @@ fn an_idle_reader_does_not_keep_the_lower_from_being_refused_writes() {
         assert!(tried > 0, "the daemon has the lower file open");
     });
 }
+
+/// Owner, mode, attributes, ACLs and times of every kind of inode.
+#[test]
+fn copy_up_keeps_everything_of_every_kind() {
+    if !is_root("copy_up_keeps_everything_of_every_kind") {
+        return;
+    }
+    let facts = |path: &Path| {
+        let (meta, mut attributes) = (meta(path), xattrs(path));
+        attributes.retain(|name, _| !name.to_string_lossy().starts_with("trusted.overlay."));
+        // Looking at a link's target is an access.
+        let atime = (!meta.is_symlink()).then(|| (meta.atime(), meta.atime_nsec()));
+        let times = (atime, (meta.mtime(), meta.mtime_nsec()));
+        (meta.mode(), (meta.uid(), meta.gid()), meta.rdev(), times, attributes, std::fs::read_link(path).ok())
+    };
+    each(|area| {
+        let access = crate::copy_up::acl(&[
+            (1, 6, u32::MAX),
+            (2, 7, SOMEBODY),
+            (4, 4, u32::MAX),
+            (16, 7, u32::MAX),
+            (32, 0, u32::MAX),
+        ]);
+        let kinds = ["small", "medium", "large", "dir", "link", "fifo", "socket", "char", "block"];
+        for name in kinds {
+            let path = area.lower(name);
+            let node = |kind, dev| mknodat(CWD, &path, kind, Mode::from_raw_mode(0o600), dev).unwrap();
+            match name {
+                "small" => file(&path, 100),
+                "medium" => file(&path, 200_000),
+                "large" => file(&path, 8 << 20),
+                "dir" => dir(&path),
+                "link" => symlink("to/nowhere", &path).unwrap(),
+                "fifo" => node(FileType::Fifo, 0),
+                "socket" => node(FileType::Socket, 0),
+                "char" => node(FileType::CharacterDevice, makedev(1, 3)),
+                _ => node(FileType::BlockDevice, makedev(259, 70_000)),
+            }
+            lchown(&path, Some(SOMEBODY), Some(77)).unwrap();
+            set_xattr(&path, "trusted.mark", name.as_bytes()).unwrap();
+            if name != "link" {
+                set_xattr(&path, "system.posix_acl_access", &access).unwrap();
+                chmod(&path, if name == "dir" { 0o3771 } else { 0o6751 });
+            }
+            if ["small", "medium", "large"].contains(&name) {
+                set_xattr(&path, "security.capability", &capability()).unwrap();
+            }
+            if name == "dir" {
+                set_xattr(&path, "system.posix_acl_default", &access).unwrap();
+            }
+            set_times(&path, -5, 123_456_789);
+        }
+        area.mount();
+        let moved = |name: &str| format!("{name}-moved");
+        for name in kinds {
+            let before = facts(&area.lower(name));
+            std::fs::rename(area.m(name), area.m(&moved(name))).unwrap();
+            assert_eq!(facts(&area.upper(&moved(name))), before, "{name} in the upper");
+            assert_eq!(facts(&area.m(&moved(name))), before, "{name}");
+        }
+        area.crash();
+        for name in kinds {
+            assert_eq!(facts(&area.m(&moved(name))), facts(&area.lower(name)), "{name} after a crash");
+        }
+    });
+}
+
+#[test]
+fn the_kernels_overlayfs_lists_our_upper_by_the_numbers_that_it_tells() {
+    if !is_root("the_kernels_overlayfs_lists_our_upper_by_the_numbers_that_it_tells") {
+        return;
+    }
+    each(|area| {
+        dir(&area.lower("d/sub/deep"));
+        dir(&area.lower("e"));
+        for name in ["d/chmod", "d/sub/f", "d/sub/deep/g", "linked", "moved", "swapped"] {
+            file(&area.lower(name), 200_000);
+        }
+        area.mount();
+        chmod(&area.m("d/chmod"), 0o600);
+        open_rw(&area.m("d/sub/f")).write_all_at(b"new", 0).unwrap();
+        put(&area.m("d/sub/deep/new"), "n");
+        dir(&area.m("born/inner"));
+        std::fs::rename(area.m("moved"), area.m("born/moved")).unwrap();
+        std::fs::rename(area.m("d/sub/deep"), area.m("born/inner/deep")).unwrap();
+        std::fs::hard_link(area.m("linked"), area.m("born/inner/linked")).unwrap();
+        std::fs::rename(area.m("e"), area.m("born/e")).unwrap();
+        dir(&area.m("other/apart"));
+        put(&area.m("other/file"), "x");
+        let exchange = rustix::fs::RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(CWD, area.m("swapped"), CWD, area.m("other/file"), exchange).unwrap();
+        let ours = Tree::of(&area.m(""));
+        area.unmount();
+        dir(&area.path("kernel-work"));
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},metacopy=on,redirect_dir=on,index=off,xino=off",
+            area.path("lower").display(),
+            area.path("upper").display(),
+            area.path("kernel-work").display()
+        );
+        let mounted = KernelOverlay::mount(&area.path("merged"), &options);
+        ours.assert_same(&Tree::of(&area.path("merged")), "by the kernel, d_ino too", Compare::Content);
+        drop(mounted);
+        area.mount();
+    });
+}

@@ -15,6 +15,8 @@ use crate::override_stat::Override;
 
 /// The directory hides everything below (`y`); `x` says that it may hold whiteouts in attribute form.
 pub(super) const OPAQUE: &str = "overlay.opaque";
+/// The directory holds something with a part in the lower, whose number must be looked at.
+pub(super) const IMPURE: &str = "overlay.impure";
 /// Where in the lower it came from.
 pub(super) const REDIRECT: &str = "overlay.redirect";
 /// Only the metadata is here.

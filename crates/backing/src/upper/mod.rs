@@ -9,11 +9,12 @@ mod attr;
 mod copy;
 mod file;
 mod marks;
+mod open;
+mod recover;
 mod stage;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -23,7 +24,7 @@ use overlay::upper::{
 };
 use overlay::{Errno, Error, Result, Upper};
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Dir, FileType as RawType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FileType as RawType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno as Raw;
 
 use crate::kernel_handle;
@@ -104,65 +105,6 @@ fn shown(name: Name<'_>, doing: &str) -> String {
 }
 
 impl UpperDir {
-    /// Opens an upper and its work directory, and sweeps what a crash left in the latter.
-    ///
-    /// # Errors
-    /// `EBUSY` when another mount uses them; `EXDEV` when they are on different filesystems; those of the system.
-    pub fn open(upper: &Path, work: &Path, settings: Settings) -> Result<Self> {
-        let doing = |what: &'static str, path: &Path| {
-            let path = path.display().to_string();
-            move |raw: Raw| Error::fault(format!("{what} {path}"), Errno(raw.raw_os_error()), std::io::Error::from(raw))
-        };
-        let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(upper, directory, Mode::empty()).map_err(doing("open upperdir", upper))?;
-        let work_fd = rustix::fs::open(work, directory, Mode::empty()).map_err(doing("open workdir", work))?;
-        let (root_dev, work_dev) = (rustix::fs::fstat(&root), rustix::fs::fstat(&work_fd));
-        let (root_dev, work_dev) =
-            (root_dev.map_err(doing("stat", upper))?.st_dev, work_dev.map_err(doing("stat", work))?.st_dev);
-        if root_dev != work_dev {
-            let why = "workdir must be on the same filesystem as upperdir";
-            return Err(Error::fault(format!("use workdir {}", work.display()), Errno::EXDEV, why));
-        }
-        let own = subdir(&work_fd, "plyfs").map_err(doing("make plyfs/ in workdir", work))?;
-        let lock = lock(&own).map_err(|raw| match raw {
-            Raw::WOULDBLOCK => Error::fault(
-                format!("use upperdir {}", upper.display()),
-                Errno::EBUSY,
-                "another mount uses it; unmount that one first",
-            ),
-            raw => doing("lock workdir", work)(raw),
-        })?;
-        let tmp = subdir(&own, "tmp").map_err(doing("make plyfs/tmp in workdir", work))?;
-        let index = subdir(&own, "index").map_err(doing("make plyfs/index in workdir", work))?;
-        let partial = subdir(&own, "partial").map_err(doing("make plyfs/partial in workdir", work))?;
-        let noted = noted_epoch(&own).map_err(doing("read plyfs/unsynced in workdir", work))?;
-        let identity = Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        let mut space = marks::Space::probe(&tmp, settings.always_override, settings.user_marks);
-        space.epoch = noted.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |now| now.as_nanos() as u64));
-        let this = UpperDir {
-            root: Arc::new(root),
-            tmp,
-            index,
-            _lock: lock,
-            space,
-            durability: settings.durability,
-            identity,
-            next: AtomicU64::new(0),
-            rename_whiteout: AtomicBool::new(true),
-            partial,
-            own,
-            foreign: foreign_index(&work_fd).map_err(doing("open index/ in workdir", work))?,
-            suspect: noted.is_some(),
-            whole: Mutex::default(),
-            noted: Mutex::new(noted.is_some()),
-            unmarked: Mutex::default(),
-        };
-        this.read_unmarked()?;
-        stage::empty_dir(&this.tmp)?;
-        this.sweep_partials()?;
-        Ok(this)
-    }
-
     /// Tells whether marks lie in `user.*` attributes and owners in records (no privilege over the filesystem).
     pub fn rootless(&self) -> bool {
         self.space.overrides()
@@ -171,84 +113,6 @@ impl UpperDir {
     /// Returns the root's descriptor.
     pub fn root_fd(&self) -> &OwnedFd {
         &self.root
-    }
-
-    /// Reads of whom the inodes in the index are copies that can bear no mark: their names there are the numbers, the layers are
-    /// noted on the index itself.
-    fn read_unmarked(&self) -> Result<()> {
-        if self.space.marks_all() {
-            return Ok(());
-        }
-        let Some(key) = self.space.index_key(&Found::Open(self.index.as_fd()))? else { return Ok(()) };
-        let mut unmarked = self.unmarked.lock();
-        for ino in numbers(&self.index)?.into_iter().map(Ino) {
-            let stat = self.raw_stat(&self.resolve(Target::Index(ino)))?;
-            if !marks::bears_marks(stat.kind) {
-                let origin = Some(overlay::upper::Origin { key, ino });
-                unmarked.insert(stat.ino.0, marks::OriginRecord { origin, ..marks::OriginRecord::default() });
-            }
-        }
-        Ok(())
-    }
-
-    /// Says in the work directory that there are unsynced copies, once, before the first of them takes its name.
-    fn note_unsynced(&self) -> Result<()> {
-        let mut noted = self.noted.lock();
-        if *noted {
-            return Ok(());
-        }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let written = rustix::fs::openat(&self.own, UNSYNCED, flags, Mode::RUSR | Mode::WUSR).and_then(|fd| {
-            rustix::io::write(&fd, &self.space.epoch.to_le_bytes())?;
-            rustix::fs::fsync(&fd)
-        });
-        written.map_err(|raw| error(|| "note unsynced copies in the work directory".into(), raw))?;
-        *noted = true;
-        Ok(())
-    }
-
-    /// Drops the second link of what is no partial copy any more, or was not yet one when a crash came.
-    fn sweep_partials(&self) -> Result<()> {
-        for backing in numbers(&self.partial)? {
-            let found = self.resolve(Target::Partial(backing));
-            if !self.space.is_partial(&found)? {
-                self.drop_partial(backing)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Looks at a copy that took its name unsynced. One whose body a power cut took becomes a metadata-only copy again: the
-    /// lower's content counts, as before the change that was lost.
-    fn recover(&self, of: &Found<'_>, stat: &mut Stat, marks: &mut Marks) -> Result<()> {
-        let record = self.space.origin(of)?;
-        if !marks.metacopy {
-            if !self.lost_body(of, stat, record.length)? {
-                return Ok(());
-            }
-            log::warn!("{}: its body was lost with the power; the lower's content counts again", of.doing("look at"));
-            // A crash on the way finds a lost body again: the mark comes last.
-            let file = self.open_found(of)?;
-            overlay::UpperFile::truncate(&file, 0)?;
-            overlay::UpperFile::truncate(&file, record.length)?;
-            self.space.set(of, marks::REDIRECT, &record.path)?;
-            self.space.set(of, marks::METACOPY, b"")?;
-            *stat = self.raw_stat(of)?;
-            marks.redirect = Some(record.path.clone());
-        }
-        self.space.set_origin(of, &record.synced())?;
-        (marks.metacopy, marks.unsynced) = (true, false);
-        Ok(())
-    }
-
-    fn lost_body(&self, of: &Found<'_>, stat: &Stat, length: u64) -> Result<bool> {
-        if stat.size < length {
-            return Ok(true);
-        }
-        // A later part may have been written first: what should be data must not be a hole.
-        let file = self.open_found(of)?;
-        let hole = overlay::UpperFile::seek(&file, 0, overlay::upper::Seek::Hole)?;
-        Ok(hole < length)
     }
 
     fn open_found(&self, of: &Found<'_>) -> Result<File> {
@@ -305,6 +169,29 @@ impl UpperDir {
     fn exchange(&self, staged: &NameBuf, dir: &DirFd, name: Name<'_>) -> Result<()> {
         rustix::fs::renameat_with(&self.tmp, staged.as_bytes(), dir, name.as_bytes(), RenameFlags::EXCHANGE)
             .map_err(|raw| error(|| shown(name, "exchange"), raw))
+    }
+
+    /// Lets two names change places. xfs gives a directory that comes to another one so the time of the moment: it gets its own back.
+    fn exchange_names(&self, one: (&DirFd, Name<'_>), two: (&DirFd, Name<'_>)) -> Result<()> {
+        let [one, two] = [one, two].map(|(dir, name)| (dir, name, Found::At(dir.as_fd(), name.to_buf())));
+        let before = [self.raw_stat(&one.2)?, self.raw_stat(&two.2)?];
+        let (from, to) = (one.1.as_bytes(), two.1.as_bytes());
+        rustix::fs::renameat_with(one.0, from, two.0, to, RenameFlags::EXCHANGE)
+            .map_err(|raw| error(|| shown(one.1, "exchange"), raw))?;
+        for (before, now) in before.iter().zip([&two.2, &one.2]) {
+            let kept = || {
+                if before.kind != FileType::Dir || self.raw_stat(now)?.mtime == before.mtime {
+                    return Ok(());
+                }
+                let mtime = Some(overlay::upper::SetTime::At(before.mtime));
+                self.apply_attr(now, FileType::Dir, &SetAttr { mtime, ..SetAttr::default() })
+            };
+            // The step is done and must be told.
+            if let Err(error) = kept() {
+                log::warn!("the time of a directory changed with its rename: {error}");
+            }
+        }
+        Ok(())
     }
 
     /// Reads what the kernel takes from a file that is written to, whoever writes.
@@ -374,22 +261,6 @@ fn index_name(origin: Ino) -> NameBuf {
     NameBuf::new(format!("{:016x}", origin.0)).unwrap_or_else(|_| unreachable!("hex digits are a name"))
 }
 
-/// In `plyfs/`: some copies took their names unsynced; it holds their epoch.
-const UNSYNCED: &str = "unsynced";
-
-/// Reads the epoch of copies that an earlier mount left unsynced; a note that is cut off was made before the first of them.
-fn noted_epoch(own: &OwnedFd) -> rustix::io::Result<Option<u64>> {
-    let fd = match rustix::fs::openat(own, UNSYNCED, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-    {
-        Ok(fd) => fd,
-        Err(Raw::NOENT) => return Ok(None),
-        Err(raw) => return Err(raw),
-    };
-    let mut epoch = [0; 8];
-    let read = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut epoch[..]))?;
-    Ok((read == epoch.len()).then(|| u64::from_le_bytes(epoch)))
-}
-
 /// Reads the numbers that a folder of ours has as names.
 fn numbers(dir: &OwnedFd) -> Result<Vec<u64>> {
     let failed = |raw| error(|| "list the work directory".into(), raw);
@@ -399,42 +270,6 @@ fn numbers(dir: &OwnedFd) -> Result<Vec<u64>> {
         found.extend(entry.file_name().to_str().ok().and_then(|hex| u64::from_str_radix(hex, 16).ok()));
     }
     Ok(found)
-}
-
-fn subdir(dir: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
-    match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
-        Ok(()) | Err(Raw::EXIST) => {}
-        Err(raw) => return Err(raw),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::empty())
-}
-
-/// Opens the index that the kernel's overlayfs keeps with `index=on`.
-fn foreign_index(work: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match rustix::fs::openat(work, "index", flags, Mode::empty()) {
-        Ok(index) => Ok(Some(index)),
-        Err(Raw::NOENT | Raw::NOTDIR) => Ok(None),
-        Err(raw) => Err(raw),
-    }
-}
-
-/// Takes the lock of an upper. A daemon that was just unmounted may still be settling its upper: that is worth a short wait.
-fn lock(own: &OwnedFd) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let lock = rustix::fs::openat(own, "lock", flags, Mode::RUSR | Mode::WUSR)?;
-    let mut waited = 0;
-    loop {
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(Raw::WOULDBLOCK) if waited < 2000 => {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-                waited += 5;
-            }
-            Ok(()) => return Ok(lock),
-            Err(raw) => return Err(raw),
-        }
-    }
 }
 
 impl Upper for UpperDir {
@@ -787,7 +622,7 @@ impl Upper for UpperDir {
         let rename = |flags| rustix::fs::renameat_with(from.0, from.1.as_bytes(), to.0, to.1.as_bytes(), flags);
         let failed = |raw| error(|| shown(from.1, "rename"), raw);
         if how.onto == Onto::Exchange {
-            return rename(RenameFlags::EXCHANGE).map_err(failed);
+            return self.exchange_names(from, to);
         }
         if how.onto == Onto::EmptyDir {
             self.empty_out(to.0, to.1)?;
@@ -796,7 +631,7 @@ impl Upper for UpperDir {
         let done = match rename(if leaves { RenameFlags::WHITEOUT } else { RenameFlags::empty() }) {
             // A directory cannot replace a whiteout: they change places, and the whiteout is where one is left or removed.
             Err(Raw::NOTDIR) if how.onto == Onto::Whiteout => {
-                rename(RenameFlags::EXCHANGE).map_err(failed)?;
+                self.exchange_names(from, to)?;
                 if how.leave == Leave::Nothing {
                     rustix::fs::unlinkat(from.0, from.1.as_bytes(), AtFlags::empty()).map_err(failed)?;
                 }
@@ -820,6 +655,10 @@ impl Upper for UpperDir {
 
     fn set_opaque(&self, dir: &DirFd) -> Result<()> {
         self.space.set(&Found::Open(dir.as_fd()), marks::OPAQUE, b"y")
+    }
+
+    fn set_impure(&self, dir: &DirFd) -> Result<()> {
+        self.space.set(&Found::Open(dir.as_fd()), marks::IMPURE, b"y")
     }
 
     fn set_redirect(&self, of: Target<'_, Self>, path: &[u8]) -> Result<()> {
@@ -908,14 +747,6 @@ impl Upper for UpperDir {
     }
 
     fn rest(&self) -> Result<()> {
-        let mut noted = self.noted.lock();
-        if !*noted {
-            return Ok(());
-        }
-        rustix::fs::syncfs(&self.root).map_err(|raw| error(|| "sync the upper".into(), raw))?;
-        rustix::fs::unlinkat(&self.own, UNSYNCED, AtFlags::empty())
-            .map_err(|raw| error(|| "drop the note of unsynced copies".into(), raw))?;
-        *noted = false;
-        Ok(())
+        self.settle_copies()
     }
 }

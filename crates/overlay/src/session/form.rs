@@ -6,7 +6,7 @@ use super::wrong;
 use crate::error::Result;
 
 const MAGIC: &[u8; 8] = b"plyfs-se";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Writes fields.
 pub(super) struct Out {
