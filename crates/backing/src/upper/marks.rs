@@ -28,9 +28,9 @@ pub(super) const NLINK: &str = "overlay.nlink";
 /// Ours, under a prefix that the kernel's overlayfs hides from programs: key and number of the lower inode it was copied from,
 /// how many names that has in the lower alone, and, for a copy that took its name unsynced, how long its body must be, in which
 /// epoch that was, and where in the lower it came from.
-pub const ORIGIN: &str = "overlay.plyfs.origin";
+const ORIGIN: &str = "overlay.plyfs.origin";
 /// Ours: the copy is partial, and the lower counts up to this many bytes.
-pub const PARTIAL: &str = "overlay.plyfs.partial";
+const PARTIAL: &str = "overlay.plyfs.partial";
 /// Ours, on the index: the key of the layers whose files without a mark are there.
 const INDEX_KEY: &str = "overlay.plyfs.layers";
 const OVERRIDE: &[u8] = crate::override_stat::NAME;
@@ -119,18 +119,17 @@ impl Space {
                 continue;
             }
             let Some(mark) = name.strip_prefix(self.prefix.as_bytes()) else { continue };
-            if mark == OPAQUE.as_bytes() {
-                marks.opaque = value()? == b"y";
-            } else if mark == REDIRECT.as_bytes() {
-                marks.redirect = Some(value()?);
-            } else if mark == METACOPY.as_bytes() {
-                marks.metacopy = stat.kind == FileType::File;
-            } else if mark == ORIGIN.as_bytes() {
-                let record = OriginRecord::read(&value()?);
-                (marks.origin, marks.lower_names) = (record.origin, record.lower_names);
-                marks.unsynced = record.length > 0 && record.epoch == self.epoch;
-            } else if mark == PARTIAL.as_bytes() {
-                marks.partial = value()?.try_into().ok().map(u64::from_le_bytes);
+            match Mark::read(mark, value)? {
+                Some(Mark::Opaque) => marks.opaque = true,
+                Some(Mark::Redirect(path)) => marks.redirect = Some(path),
+                Some(Mark::Metacopy) => marks.metacopy = stat.kind == FileType::File,
+                Some(Mark::Origin(record)) => {
+                    (marks.origin, marks.lower_names) = (record.origin, record.lower_names);
+                    marks.unsynced = record.length > 0 && record.epoch == self.epoch;
+                }
+                Some(Mark::Partial(limit)) => marks.partial = Some(limit),
+                // The kernel's form for layers; an upper of ours has devices.
+                Some(Mark::Whiteout) | None => {}
             }
         }
         Ok((marks, meant))
@@ -203,15 +202,56 @@ pub(super) fn bears_marks(kind: FileType) -> bool {
     matches!(kind, FileType::File | FileType::Dir)
 }
 
-/// What [`ORIGIN`] says.
+/// A mark of an upper inode, read.
+#[derive(Clone, Debug)]
+pub enum Mark {
+    /// The directory hides everything below it.
+    Opaque,
+    /// Where in the lower it came from, as it is spelled.
+    Redirect(Vec<u8>),
+    /// Only the metadata of a file is here.
+    Metacopy,
+    /// An empty file that is a whiteout.
+    Whiteout,
+    /// What a copy was made of.
+    Origin(OriginRecord),
+    /// The copy is partial, and the lower counts up to so many bytes.
+    Partial(u64),
+}
+
+impl Mark {
+    /// Reads an attribute, its name without `trusted.` or `user.` before it; `None` if it is no mark, or says nothing.
+    ///
+    /// # Errors
+    /// Those of `value`.
+    pub fn read<E>(
+        name: &[u8],
+        value: impl FnOnce() -> std::result::Result<Vec<u8>, E>,
+    ) -> std::result::Result<Option<Self>, E> {
+        let is = |mark: &str| name == mark.as_bytes();
+        Ok(match () {
+            () if is(OPAQUE) => (value()? == b"y").then_some(Mark::Opaque),
+            () if is(REDIRECT) => Some(Mark::Redirect(value()?)),
+            () if is(METACOPY) => Some(Mark::Metacopy),
+            () if is(WHITEOUT) => Some(Mark::Whiteout),
+            () if is(ORIGIN) => Some(Mark::Origin(OriginRecord::read(&value()?))),
+            () if is(PARTIAL) => value()?.try_into().ok().map(|bytes| Mark::Partial(u64::from_le_bytes(bytes))),
+            () => None,
+        })
+    }
+}
+
+/// What is noted of the lower inode that a copy was made of.
 #[derive(Clone, Debug, Default)]
-pub(super) struct OriginRecord {
-    pub(super) origin: Option<Origin>,
+pub struct OriginRecord {
+    /// Which inode that was.
+    pub origin: Option<Origin>,
+    /// How many names it has in the lower alone.
     pub(super) lower_names: u32,
     /// A file shorter than this lost its body in a power cut; 0 for a copy that was synced.
-    pub(super) length: u64,
+    pub length: u64,
     /// When that was.
-    pub(super) epoch: u64,
+    pub epoch: u64,
     /// Where in the lower its body is, as redirects spell it.
     pub(super) path: Vec<u8>,
 }

@@ -30,7 +30,7 @@ use rustix::io::Errno as Raw;
 use crate::kernel_handle;
 
 pub use file::File;
-pub use marks::{ORIGIN, PARTIAL};
+pub use marks::{Mark, OriginRecord};
 pub use stage::Staged;
 
 /// An open directory of the upper.

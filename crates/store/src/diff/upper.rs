@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use backing::override_stat::{self, Override};
 use backing::sys;
-use backing::upper::{ORIGIN, PARTIAL};
+use backing::upper::{Mark, OriginRecord};
 use layer::{Dev, FileType, Name, NameBuf, Slot, Stat, TreePath};
 use rustix::io::Errno;
 
@@ -34,7 +34,7 @@ pub(crate) struct Found {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// The lower inode that a copy was made from ([`ORIGIN`]).
+/// The lower inode that a copy was made from.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
     pub(crate) slot: Slot,
@@ -52,7 +52,7 @@ pub(crate) enum Redirect {
     Bad,
 }
 
-const NAMESPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+const NAMESPACES: [&[u8]; 2] = [b"trusted.", b"user."];
 /// The union's own, another union's, and the host's policy: no part of the content.
 const PRIVATE: [&[u8]; 4] = [b"trusted.plyfs.", b"user.plyfs.", b"user.fuseoverlayfs.", b"security.selinux"];
 
@@ -129,17 +129,17 @@ impl Found {
     }
 
     fn take(&mut self, attribute: &[u8], value: Vec<u8>) {
-        if let Some(mark) = NAMESPACES.iter().find_map(|space| attribute.strip_prefix(*space)) {
-            match mark {
-                b"opaque" => self.opaque |= value == b"y",
-                b"redirect" => self.redirect = Some(redirect(&value)),
-                b"metacopy" => self.metacopy = self.stat.kind == FileType::File,
-                b"whiteout" => self.whiteout |= self.stat.kind == FileType::File && self.stat.size == 0,
-                _ if attribute.ends_with(PARTIAL.as_bytes()) => {
-                    self.partial = value.try_into().ok().map(u64::from_le_bytes);
-                }
-                _ if attribute.ends_with(ORIGIN.as_bytes()) => self.origin = Origin::read(&value),
-                _ => {}
+        let mark = NAMESPACES.iter().find_map(|space| attribute.strip_prefix(*space));
+        if let Some(mark) = mark.filter(|mark| mark.starts_with(b"overlay.")) {
+            let Ok(read) = Mark::read(mark, || Ok::<_, std::convert::Infallible>(value));
+            match read {
+                Some(Mark::Opaque) => self.opaque = true,
+                Some(Mark::Redirect(path)) => self.redirect = Some(redirect(&path)),
+                Some(Mark::Metacopy) => self.metacopy = self.stat.kind == FileType::File,
+                Some(Mark::Whiteout) => self.whiteout |= self.stat.kind == FileType::File && self.stat.size == 0,
+                Some(Mark::Partial(limit)) => self.partial = Some(limit),
+                Some(Mark::Origin(record)) => self.origin = Origin::of(&record),
+                None => {}
             }
         } else if attribute == override_stat::NAME {
             if let Some(record) = Override::parse(&value) {
@@ -153,11 +153,10 @@ impl Found {
 }
 
 impl Origin {
-    fn read(value: &[u8]) -> Option<Self> {
-        let number = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    fn of(record: &OriginRecord) -> Option<Self> {
         // A lower inode's number is its row + 1.
-        let slot = Slot(u32::try_from(number(8)?.checked_sub(1)?).ok()?);
-        Some(Origin { slot, length: number(20).unwrap_or(0), epoch: number(28).unwrap_or(0) })
+        let slot = Slot(u32::try_from(record.origin?.ino.0.checked_sub(1)?).ok()?);
+        Some(Origin { slot, length: record.length, epoch: record.epoch })
     }
 }
 
