@@ -555,9 +555,10 @@ where
         self.core.overlay.release(ino(node));
     }
 
+    /// Where nothing is to be synced, the kernel says so by itself after the first answer.
     fn fsync(&self, _req: &Request, node: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         if !self.core.wishes.sync {
-            return reply.ok();
+            return reply.error(Errno::ENOSYS);
         }
         let (core, node) = (self.core.clone(), ino(node));
         self.core.pool.run(move || done(reply, core.overlay.sync(node, datasync)));
@@ -589,7 +590,7 @@ where
 
     fn fsyncdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         if !self.core.wishes.sync {
-            return reply.ok();
+            return reply.error(Errno::ENOSYS);
         }
         let (core, node) = (self.core.clone(), ino(node));
         self.core.pool.run(move || done(reply, core.overlay.sync_dir(node)));

@@ -30,6 +30,26 @@ fn fsync_of_a_file_and_of_its_directory_works() {
 }
 
 #[test]
+fn fsync_of_a_volatile_mount_works_every_time() {
+    each(|area| {
+        dir(&area.lower("d"));
+        put(&area.lower("d/f"), "x");
+        area.set_options("volatile");
+        area.mount();
+        let file = open_rw(&area.m("d/f"));
+        for byte in [b"y", b"z"] {
+            file.write_all_at(byte, 0).unwrap();
+            file.sync_all().unwrap();
+            file.sync_data().unwrap();
+            rustix::fs::fsync(open_dir(&area.m("d"))).unwrap();
+        }
+        drop(file);
+        area.remount();
+        assert_eq!(text(&area.m("d/f")), "z");
+    });
+}
+
+#[test]
 fn space_is_that_of_the_upper() {
     each(|area| {
         area.mount();
