@@ -6,8 +6,8 @@
 //! because a processor with nothing but such a thread counts as idle.
 //!
 //! A thread like that must not be left alone: on a busy processor it would get next to nothing. A watcher of ordinary rank looks
-//! after it every few milliseconds, and takes the arrangement back when requests stop, several clients ask, or there is other
-//! work for the processors. Whoever may not take it back (`CAP_SYS_NICE`) does not begin.
+//! after it every few milliseconds: it gives the reader its rank back while there is other work for the processors, and lets it
+//! go when requests stop or several clients ask. Whoever may not give a rank back (`CAP_SYS_NICE`) does not begin.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -33,8 +33,10 @@ const FAST: Duration = Duration::from_millis(32);
 const CHANGES: u32 = 6;
 /// How often the watcher looks after the reader.
 const TICK: Duration = Duration::from_millis(2);
-/// How long the watcher rests when there was other work for the processors.
-const BUSY: Duration = Duration::from_millis(100);
+/// After so many ticks without other work the reader gets the lowest rank.
+const CALM: u32 = 2;
+/// After so many ticks without a request it is let go.
+const SILENT: u32 = 5;
 /// No processor.
 const NOWHERE: u32 = u32::MAX;
 
@@ -128,9 +130,10 @@ impl Follow {
         log::debug!("the reader stays where the kernel puts it: {why}");
     }
 
-    /// Tells whether more threads want a processor than there are, beside the client, which waits while the reader works.
+    /// Tells whether more threads want a processor than there are, beside the client and the reader, of which one waits for the
+    /// other, and the watcher, which asks.
     fn is_busy(&self) -> bool {
-        running().is_none_or(|running| running > self.processors + 1)
+        running().is_none_or(|running| running > self.processors + 2)
     }
 
     fn watch(&self) {
@@ -141,11 +144,6 @@ impl Follow {
             let processor = self.client.load(Ordering::Relaxed);
             if processor == NOWHERE {
                 thread::park();
-            } else if self.is_busy() {
-                log::debug!("there is other work: {:?} threads run", running());
-                // The wish stands until then, so that the reader does not ask over and over.
-                thread::sleep(BUSY);
-                self.client.store(NOWHERE, Ordering::Relaxed);
             } else if let Err(error) = self.stay_with(processor) {
                 self.give_up(&error);
             }
@@ -153,45 +151,58 @@ impl Follow {
     }
 
     /// Keeps the reader with its client as long as that is good.
-    fn stay_with(&self, mut processor: u32) -> Result<(), thread_priority::Error> {
+    fn stay_with(&self, processor: u32) -> Result<(), thread_priority::Error> {
         let Some(reader) = self.reader.lock().clone() else { return Ok(()) };
         if !reader.pin(processor) {
             self.client.store(NOWHERE, Ordering::Relaxed);
             return Ok(());
         }
         log::debug!("the reader goes to processor {processor}");
-        let done = self.set_policy(NormalThreadSchedulePolicy::Idle).map(|()| {
-            let mut taken = self.taken.load(Ordering::Relaxed);
-            let mut began = Instant::now();
-            let mut busy = 0;
-            loop {
+        let done = self.stay(&reader, processor);
+        self.client.store(NOWHERE, Ordering::Relaxed);
+        let undone = self.set_policy(NormalThreadSchedulePolicy::Other);
+        reader.release();
+        done.and(undone)
+    }
+
+    /// Follows until nobody asks. The reader has the lowest rank as long as the processors have nothing else to do; with other work
+    /// it keeps its ordinary one, on the client's processor all the same, because no processor is idle then that the client
+    /// could be woken on instead.
+    fn stay(&self, reader: &Reader, mut processor: u32) -> Result<(), thread_priority::Error> {
+        let mut taken = self.taken.load(Ordering::Relaxed);
+        let (mut lowest, mut calm, mut silent) = (false, CALM, 0);
+        loop {
+            let busy = self.is_busy();
+            calm = if busy { 0 } else { calm.saturating_add(1) };
+            let wish = calm > CALM && silent == 0;
+            if wish != lowest {
+                lowest = wish;
+                self.set_policy(match lowest {
+                    true => NormalThreadSchedulePolicy::Idle,
+                    false => NormalThreadSchedulePolicy::Other,
+                })?;
+            }
+            let began = Instant::now();
+            while began.elapsed() < TICK {
                 thread::park_timeout(TICK.saturating_sub(began.elapsed()));
                 let wanted = self.client.load(Ordering::Relaxed);
                 if wanted == NOWHERE || !self.enabled.load(Ordering::Relaxed) {
-                    break;
+                    return Ok(());
                 }
                 if wanted != processor {
                     processor = wanted;
                     reader.pin(processor);
                 }
-                if began.elapsed() < TICK {
-                    continue;
-                }
-                began = Instant::now();
-                let now = self.taken.load(Ordering::Relaxed);
-                busy = if self.is_busy() { busy + 1 } else { 0 };
-                // Nobody asks, or the reader does not get to answer: from outside that looks the same.
-                if now == taken || busy == 2 {
-                    log::debug!("the reader is let go after {now} requests: {busy} times busy");
-                    break;
-                }
-                taken = now;
             }
-        });
-        self.client.store(NOWHERE, Ordering::Relaxed);
-        let undone = self.set_policy(NormalThreadSchedulePolicy::Other);
-        reader.release();
-        done.and(undone)
+            let now = self.taken.load(Ordering::Relaxed);
+            // Nobody asks, or the reader does not get to answer: from outside that looks the same.
+            silent = if now == taken { silent + 1 } else { 0 };
+            if silent == SILENT {
+                log::debug!("the reader is let go after {now} requests");
+                return Ok(());
+            }
+            taken = now;
+        }
     }
 
     /// Changes the reader's rank, if it still lives: it takes its name back before it ends.
@@ -244,14 +255,21 @@ impl Drop for Seen {
 }
 
 impl Reader {
-    /// Tells whether it is there now: a processor that this process may not use is none.
+    /// Brings it to a processor and the calling watcher to the others: a client that finds the watcher on its processor when it is
+    /// woken goes elsewhere. Tells whether it is there now: a processor that this process may not use is none.
     fn pin(&self, processor: u32) -> bool {
         let processor = processor as usize;
         if processor >= CpuSet::MAX_CPU || !self.processors.is_set(processor) {
             return false;
         }
-        let mut one = CpuSet::new();
+        let (mut one, mut others) = (CpuSet::new(), self.processors);
         one.set(processor);
+        others.unset(processor);
+        if others.count() > 0
+            && let Err(errno) = sched_setaffinity(None, &others)
+        {
+            log::debug!("the watcher stays where it is: {errno}");
+        }
         sched_setaffinity(Some(self.id), &one).is_ok()
     }
 
