@@ -39,16 +39,27 @@ trap cleanup EXIT
 mkdir "$disk"
 chmod 755 "$scratch"
 
-# The built test programs: program NAME.
-cargo test --quiet -p plyfs-mountd -p plyfs-tests --no-run || die "the tests do not build"
-built=$(cargo test -p plyfs-mountd -p plyfs-tests --no-run 2>&1)
+# The whole workspace, as ./test builds it: fewer packages would have their dependencies built once more, with other features.
+cargo test --quiet --workspace --no-run --message-format=json >"$scratch/built" || die "the tests do not build"
+# program PACKAGE NAME: the path of a built test program.
 program() {
   local path
-  path=$(sed -nE "s,.*tests/$1(/main)?\.rs \((.*)\)\$,\2,p" <<<"$built")
-  [[ -n $path ]] || die "there is no test program $1"
+  path=$(python3 - "$scratch/built" "$@" <<'PYTHON'
+import json, sys
+for line in open(sys.argv[1]):
+    said = json.loads(line)
+    if said["reason"] == "compiler-artifact" and said["executable"] and said["target"]["kind"] == ["test"] \
+            and f"/{sys.argv[2]}#" in said["package_id"] and said["target"]["name"] == sys.argv[3]:
+        print(said["executable"])
+PYTHON
+)
+  [[ -n $path ]] || die "there is no test program $2 of $1"
   realpath "$path"
 }
-semantics=$(program semantics) mounted=$(program mounted) model=$(program model_mounted) crash=$(program crash)
+semantics=$(program mountd semantics) || exit 2
+mounted=$(program mountd mounted) || exit 2
+crash=$(program mountd crash) || exit 2
+model=$(program tests model_mounted) || exit 2
 
 # Copies that an ordinary user can reach, wherever the sources are.
 install -m 755 "$semantics" "$scratch/semantics"
