@@ -14,6 +14,7 @@ mod stories;
 mod storm;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -101,6 +102,10 @@ impl std::ops::Add for Seen {
 fn skip(name: &str, why: &str) {
     assert!(std::env::var_os("PLYFS_TEST_NO_SKIPS").is_none(), "{name}: skipped: {why}");
     println!("{name}: skipped: {why}");
+    if let Some(file) = std::env::var_os("PLYFS_SKIPS") {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap();
+        writeln!(file, "plyfs-mountd {name}: {why}").unwrap();
+    }
 }
 
 /// Tells whether this process has no privilege over the filesystem that it writes to.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -39,7 +40,12 @@ pub(crate) fn each(test: impl Fn(&Area)) {
 }
 
 /// Runs a test in one way.
+///
+/// An ordinary user can neither mount the kernel's overlayfs beside ours nor set owners: for one, `user_namespace` runs it.
 pub(crate) fn once(way: Way, test: impl Fn(&Area)) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
     // Without privilege there is no passthrough: one way is enough.
     if way == Way::Passthrough && in_user_namespace() {
         return;
@@ -66,10 +72,19 @@ pub(crate) fn in_user_namespace() -> bool {
 pub(crate) fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root() && !in_user_namespace();
     if !root {
-        assert!(std::env::var_os("PLYFS_TEST_NO_SKIPS").is_none(), "{test} needs root");
-        eprintln!("{test}: skipped: needs root");
+        skip(test, "needs root");
     }
     root
+}
+
+/// Tells that a test cannot run here: it passes, but is listed; where nothing may be skipped, it fails.
+pub(crate) fn skip(test: &str, why: &str) {
+    assert!(std::env::var_os("PLYFS_TEST_NO_SKIPS").is_none(), "{test}: {why}");
+    eprintln!("{test}: skipped: {why}");
+    if let Some(file) = std::env::var_os("PLYFS_SKIPS").filter(|_| !in_user_namespace()) {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap();
+        file.write_all(format!("plyfs-mountd {test}: {why}\n").as_bytes()).unwrap();
+    }
 }
 
 /// One test's directories and mounts.
