@@ -167,6 +167,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             self.options.ids.acl_to_disk(&mut value);
             return self.set_xattr_on_disk(id, name, &value, how);
         }
+        if name == crate::ids::CAPABILITIES && self.options.ids.is_mapped() {
+            let value = self.options.ids.capabilities_to_disk(value.to_vec());
+            return self.set_xattr_on_disk(id, name, &value, how);
+        }
         self.set_xattr_on_disk(id, name, value, how)
     }
 

@@ -84,6 +84,43 @@ impl Ids {
     }
 }
 
+/// The attribute that holds a file's capabilities (capabilities(7), File capabilities).
+pub const CAPABILITIES: &[u8] = b"security.capability";
+
+impl Ids {
+    /// Turns a file's capabilities from those on disk into those that programs see: they count where the user is root whom they
+    /// name, and that user is shown as another.
+    pub fn capabilities_to_shown(&self, value: Vec<u8>) -> Vec<u8> {
+        map_capabilities(value, |root| self.uid.shown(root))
+    }
+
+    /// Turns a file's capabilities from those that programs see into those on disk.
+    pub fn capabilities_to_disk(&self, value: Vec<u8>) -> Vec<u8> {
+        map_capabilities(value, |root| self.uid.disk(root))
+    }
+}
+
+/// Changes the user for whom capabilities count (linux/capability.h: four bytes of revision and flags, sixteen of sets, and in
+/// revision 3 four of that user; in revision 2 it is user 0). What is of neither revision is left as it is.
+fn map_capabilities(mut value: Vec<u8>, map: impl Fn(u32) -> u32) -> Vec<u8> {
+    const SETS_END: usize = 20;
+    const REVISION: usize = 3;
+    let root = match (value.get(REVISION), value.len()) {
+        (Some(2), SETS_END) => 0,
+        (Some(3), 24) => u32::from_le_bytes([value[20], value[21], value[22], value[23]]),
+        _ => return value,
+    };
+    value.truncate(SETS_END);
+    match map(root) {
+        0 => value[REVISION] = 2,
+        root => {
+            value[REVISION] = 3;
+            value.extend(root.to_le_bytes());
+        }
+    }
+    value
+}
+
 /// Changes the ids of named users and groups (linux/posix_acl_xattr.h: four bytes of version, then tag, permissions and id, in
 /// 2, 2 and 4 bytes). What is no ACL is left as it is.
 fn map_acl(acl: &mut [u8], uid: impl Fn(u32) -> u32, gid: impl Fn(u32) -> u32) {
@@ -127,6 +164,29 @@ mod tests {
         let mut short = vec![2, 0, 0, 0, 1];
         ids.acl_to_disk(&mut short);
         assert_eq!(short, [2, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn capabilities_follow_the_ids() {
+        let run = Run { shown: 100_000, disk: 0, len: 5000 };
+        let ids = Ids { uid: IdMap { runs: vec![run], ..IdMap::default() }, gid: IdMap::default() };
+        // cap_net_raw=ep
+        let sets = [1u8, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let of = |root: u32| {
+            let mut value = sets.to_vec();
+            value[3] = 3;
+            value.extend(root.to_le_bytes());
+            value
+        };
+        assert_eq!(ids.capabilities_to_shown(sets.to_vec()), of(100_000));
+        assert_eq!(ids.capabilities_to_disk(of(100_000)), sets);
+        assert_eq!(ids.capabilities_to_shown(of(7)), of(100_007));
+        assert_eq!(ids.capabilities_to_disk(of(100_007)), of(7));
+        // Somebody's who is not mapped stay somebody else's.
+        assert_eq!(ids.capabilities_to_shown(of(9000)), of(OVERFLOW));
+        for other in [&b""[..], b"short", &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]] {
+            assert_eq!(ids.capabilities_to_shown(other.to_vec()), other);
+        }
     }
 
     #[test]

@@ -190,6 +190,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         let mut value = self.xattr_on_disk(id, name)?;
         if crate::acl::is_acl(name) && self.options.ids.is_mapped() {
             self.options.ids.acl_to_shown(&mut value);
+        } else if name == crate::ids::CAPABILITIES && self.options.ids.is_mapped() {
+            value = self.options.ids.capabilities_to_shown(value);
         }
         Ok(value)
     }

@@ -7,6 +7,7 @@ use crate::area::{Way, each, is_root, once};
 use crate::tree::*;
 
 const ACL: &str = "system.posix_acl_access";
+const CAPABILITIES: &str = "security.capability";
 const OVERRIDE: &str = "user.containers.override_stat";
 
 fn owner(path: impl AsRef<Path>) -> (u32, u32) {
@@ -56,6 +57,40 @@ fn mapped_owners_are_shown_shifted_and_written_back_unshifted() {
         area.remount();
         assert_eq!(owner(area.m("mine")), (100_033, 200_042));
         assert_eq!(xattr(&area.m("mine"), ACL), Some(acl(100_001, 200_002)));
+    });
+}
+
+/// `cap_net_raw=ep` for whoever is root as that user (linux/capability.h).
+fn capabilities(root: u32) -> Vec<u8> {
+    let revision = if root == 0 { 2 } else { 3 };
+    let mut value = vec![1, 0, 0, revision, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    if root != 0 {
+        value.extend(root.to_le_bytes());
+    }
+    value
+}
+
+#[test]
+fn file_capabilities_count_for_the_root_that_is_shown() {
+    if !is_root("file_capabilities_count_for_the_root_that_is_shown") {
+        return;
+    }
+    each(|area| {
+        area.kernel_differs();
+        put(&area.lower("ping"), "ping");
+        set_xattr(&area.lower("ping"), CAPABILITIES, &capabilities(0)).unwrap();
+        area.set_options("uidmapping=:0:100000:5000,gidmapping=:0:200000:5000");
+        area.mount();
+        assert_eq!(xattr(&area.m("ping"), CAPABILITIES), Some(capabilities(100_000)));
+        put(&area.m("mine"), "mine");
+        set_xattr(&area.m("mine"), CAPABILITIES, &capabilities(100_000)).unwrap();
+        assert_eq!(xattr(&area.upper("mine"), CAPABILITIES), Some(capabilities(0)));
+        // A copy keeps what lies on the disk.
+        chmod(&area.m("ping"), 0o711);
+        assert_eq!(xattr(&area.upper("ping"), CAPABILITIES), Some(capabilities(0)));
+        area.remount();
+        assert_eq!(xattr(&area.m("ping"), CAPABILITIES), Some(capabilities(100_000)));
+        assert_eq!(xattr(&area.m("mine"), CAPABILITIES), Some(capabilities(100_000)));
     });
 }
 
