@@ -232,7 +232,7 @@ fn examine(layer: &Layer<'_>, name: &[u8]) -> Result<Entry> {
     let stat = &mut attributes.stat;
     if layer.options.override_stat
         && matches!(stat.kind, FileType::File | FileType::Dir)
-        && let Some(value) = sys::xattr_at(layer.dir, name, override_stat::NAME)?
+        && let Some(value) = record(layer.dir, name)?
         && let Some(shown) = Override::parse(&value)
     {
         shown.apply(stat);
@@ -247,6 +247,15 @@ fn examine(layer: &Layer<'_>, name: &[u8]) -> Result<Entry> {
     match &marks {
         Some(marks) if marks.whiteout && is_empty_file(&attributes) => Ok(Entry::Whiteout),
         _ => Ok(Entry::There(attributes, marks.map(Box::new))),
+    }
+}
+
+/// Reads the record of what an inode stands for. `user.*` can be read by those only who can read the file (xattr(7)): what is
+/// closed to this program has no record for it, and what lies beside it can be listed.
+fn record(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    match sys::xattr_at(dir, name, override_stat::NAME) {
+        Err(Errno::ACCESS) => Ok(None),
+        record => record,
     }
 }
 
