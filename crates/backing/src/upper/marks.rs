@@ -311,6 +311,16 @@ fn way<'a>(of: &Found<'a>) -> Way<'a> {
     }
 }
 
+/// Tells whether a directory is opaque by any name that some union filesystem has for it.
+pub(super) fn opaque_elsewhere(of: &Found<'_>) -> Result<bool> {
+    for name in [&b"user.fuseoverlayfs.opaque"[..], b"user.overlay.opaque", b"trusted.overlay.opaque"] {
+        if get(of, name)?.as_deref() == Some(b"y") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Returns one attribute.
 pub(super) fn get(of: &Found<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
     let name = xattr_name(name)?;

@@ -12,6 +12,7 @@ mod marks;
 mod open;
 mod recover;
 mod stage;
+mod taken_over;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno as Raw;
 
-use super::{Identity, Settings, UpperDir, marks, recover, stage};
+use super::{Identity, Settings, UpperDir, marks, recover, stage, taken_over};
 
 impl UpperDir {
     /// Opens an upper and its work directory, and sweeps what a crash left in the latter.
@@ -32,6 +32,7 @@ impl UpperDir {
             let why = "workdir must be on the same filesystem as upperdir";
             return Err(Error::fault(format!("use workdir {}", work.display()), Errno::EXDEV, why));
         }
+        let to_take_over = taken_over::begin(&root, &work_fd).map_err(doing("look into", work))?;
         let own = subdir(&work_fd, "plyfs").map_err(doing("make plyfs/ in workdir", work))?;
         let lock = lock(&own).map_err(|raw| match raw {
             Raw::WOULDBLOCK => Error::fault(
@@ -69,6 +70,9 @@ impl UpperDir {
         this.read_unmarked()?;
         stage::empty_dir(&this.tmp)?;
         this.sweep_partials()?;
+        if to_take_over {
+            this.take_over(&work_fd)?;
+        }
         Ok(this)
     }
 }
