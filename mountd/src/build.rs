@@ -27,7 +27,12 @@ pub(crate) fn build_and_serve(options: &Options, daemon: Daemon) -> Result<(), F
             let scanned = open_dirs(dirs, options)?;
             serve(options, daemon, scanned, dirs.first().map_or(&options.target, |dir| dir))
         }
+        LowerDirs::Layers(_) => Err(no_union()),
     }
+}
+
+fn no_union() -> Failure {
+    Failure::new("layers side by side are no union")
 }
 
 fn failure(error: overlay::Error) -> Failure {
@@ -82,6 +87,7 @@ pub(crate) fn settle(options: &Options, how: Settle) -> Result<(), Failure> {
     match &options.lower {
         LowerDirs::Image(image) => settle_over(options, open_image(image)?, how),
         LowerDirs::Plain(dirs) => settle_over(options, open_dirs(dirs, options)?, how),
+        LowerDirs::Layers(_) => Err(no_union()),
     }
 }
 
@@ -139,6 +145,7 @@ fn stacked(options: &Options) -> bool {
     let lower = match &options.lower {
         LowerDirs::Image(image) => over(&image.objects),
         LowerDirs::Plain(dirs) => dirs.iter().any(|dir| over(dir)),
+        LowerDirs::Layers(store) => over(&store.objects),
     };
     lower || options.upper.as_ref().is_some_and(|dirs| over(&dirs.upper))
 }

@@ -69,7 +69,11 @@ pub(crate) fn run_in_background(words: &[OsString], program: Program, serve: Ser
 }
 
 /// Serves in this process.
-pub(crate) fn run_in_foreground(mut options: Options, program: Program, serve: Serve) -> Result<(), Failure> {
+pub(crate) fn run_in_foreground(
+    mut options: Options,
+    program: Program,
+    serve: impl FnOnce(&Options, Daemon) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     options.resolve(&current_dir()?);
     let life = Life::begin(Report::ToNobody);
     let destination = options.log.as_deref().map_or(Destination::Terminal, Destination::File);
@@ -87,7 +91,7 @@ fn run(
     options: &Options,
     destination: Destination<'_>,
     program: Program,
-    serve: Serve,
+    serve: impl FnOnce(&Options, Daemon) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let level = if options.debug { log::LevelFilter::Debug } else { log::LevelFilter::Info };
     logging::init(destination, level)?;

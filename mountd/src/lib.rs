@@ -12,6 +12,7 @@ pub mod logging;
 pub mod mount;
 pub mod options;
 pub mod session;
+pub mod shelf;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;

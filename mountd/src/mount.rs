@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::failure::{Failure, errno_text};
-use crate::options::{Access, Options};
+use crate::options::{Access, LowerDirs, Options};
 
 const DEVICE: &str = "/dev/fuse";
 
@@ -298,7 +298,9 @@ impl Plan<'_> {
     }
 
     fn forced_flags(&self) -> MountFlags {
-        if self.options.upper.is_none() { MountFlags::RDONLY } else { MountFlags::empty() }
+        // Who uses a layer says so by making and removing names that never come to be.
+        let told = matches!(self.options.lower, LowerDirs::Layers(_));
+        if self.options.upper.is_none() && !told { MountFlags::RDONLY } else { MountFlags::empty() }
     }
 
     fn source(&self) -> &OsStr {

@@ -103,6 +103,8 @@ pub enum LowerDirs {
     Plain(Vec<PathBuf>),
     /// An image of the store.
     Image(ImageLower),
+    /// All layers of a store side by side, not as a union; no option asks for it ([`shelf`](crate::shelf)).
+    Layers(StoreDirs),
 }
 
 /// A folded image of the store (`plyfs.index=`, `plyfs.objects=`, `plyfs.layers=`).
@@ -110,6 +112,15 @@ pub enum LowerDirs {
 pub struct ImageLower {
     /// The folded index.
     pub index: PathBuf,
+    /// The directory of large bodies.
+    pub objects: PathBuf,
+    /// The directory of layers, with their small bodies.
+    pub layers: PathBuf,
+}
+
+/// Where a store has what its layers are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreDirs {
     /// The directory of large bodies.
     pub objects: PathBuf,
     /// The directory of layers, with their small bodies.
@@ -249,6 +260,7 @@ impl Options {
             LowerDirs::Image(image) => {
                 [&mut image.index, &mut image.objects, &mut image.layers].into_iter().for_each(absolute);
             }
+            LowerDirs::Layers(store) => [&mut store.objects, &mut store.layers].into_iter().for_each(absolute),
         }
         if let Some(dirs) = &mut self.upper {
             [&mut dirs.upper, &mut dirs.work].into_iter().for_each(absolute);

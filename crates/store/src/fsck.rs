@@ -384,7 +384,7 @@ impl Check<'_> {
 
     /// Records of mounts and leases; those whose holders are gone go with the next removal.
     fn mounts(&mut self) -> Result<()> {
-        for dir in [self.store.layout().mounts(), self.store.layout().leases()] {
+        for dir in [self.store.layout().mounts(), self.store.layout().leases(), self.store.layout().lent()] {
             for name in all_names(&dir)? {
                 let path = dir.join(&name);
                 let bytes = disk::read_if_there(&path)?.unwrap_or_default();

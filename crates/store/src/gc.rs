@@ -1,6 +1,6 @@
 //! Garbage: what no image, container or mount leads to is deleted.
 //!
-//! Marked are the layers of all images, containers, live mounts and leases, the objects that those layers' indexes and skeletons name, and
+//! Marked are the layers of all images, containers, live mounts and leases and those that are lent, the objects that those layers' indexes and skeletons name, and
 //! the folded indexes of their stacks. What is not marked is renamed into `trash/` under the exclusive lock, and deleted.
 
 use std::collections::HashSet;
@@ -139,9 +139,10 @@ fn mark(store: &Store) -> Result<Marked> {
         let ids = lease.layers.iter().filter_map(|id| id.parse().ok().map(DiffId));
         stacks.push(ids.collect());
     }
+    let lent = store.lent()?;
     let chains = stacks.iter().filter_map(|stack| ChainId::of(stack)).collect();
     let blobs = catalogue.blobs().collect();
-    Ok(Marked { layers: stacks.into_iter().flatten().collect(), chains, configs, blobs })
+    Ok(Marked { layers: stacks.into_iter().flatten().chain(lent).collect(), chains, configs, blobs })
 }
 
 /// What is being deleted.

@@ -444,6 +444,25 @@ impl Catalogue {
         Ok(found)
     }
 
+    /// The layer that some manifest names by `digest`, and how it does.
+    pub(crate) fn arrived_as(&self, store: &Store, digest: &Digest) -> Result<Option<(DiffId, Descriptor)>> {
+        for (id, manifests) in &self.images {
+            let named = |(_, _, manifest): &(Digest, Vec<u8>, Manifest)| {
+                manifest
+                    .layers
+                    .iter()
+                    .position(|layer| layer.digest == *digest)
+                    .map(|at| (at, manifest.layers[at].clone()))
+            };
+            if let Some((at, blob)) = manifests.iter().find_map(named)
+                && let Some(layer) = self.layers(store, ImageId(*id))?.get(at)
+            {
+                return Ok(Some((*layer, blob)));
+            }
+        }
+        Ok(None)
+    }
+
     pub(crate) fn image(&self, store: &Store, id: Digest) -> Result<Image> {
         let names = self.names(id);
         let index = |name: &Reference| self.refs.get(name)?.index.map(|index| (name.clone(), index));

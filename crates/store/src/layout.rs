@@ -8,7 +8,7 @@ use layer::{ChainId, DiffId, Digest};
 pub(crate) const VERSION: &str = "plyfs store 1\n";
 
 /// The directories that a store has, parents first.
-const DIRECTORIES: [&str; 14] = [
+const DIRECTORIES: [&str; 15] = [
     "objects",
     "layers",
     "folded",
@@ -21,6 +21,7 @@ const DIRECTORIES: [&str; 14] = [
     "mounts",
     "snapshots",
     "leases",
+    "lent",
     "ingest",
     "trash",
 ];
@@ -114,6 +115,11 @@ impl Layout {
 
     pub(crate) fn leases(&self) -> PathBuf {
         self.root.join("leases")
+    }
+
+    /// How often each layer is lent to another store's images.
+    pub(crate) fn lent(&self) -> PathBuf {
+        self.root.join("lent")
     }
 
     pub(crate) fn ingest(&self) -> PathBuf {

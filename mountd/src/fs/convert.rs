@@ -12,7 +12,12 @@ pub fn answer(error: &Error) -> fuser::Errno {
     if let Error::Fault(fault) = error {
         log::error!("{fault}");
     }
-    fuser::Errno::from_i32(error.errno().0)
+    answer_with(error.errno())
+}
+
+/// The number as fuser has it.
+pub(crate) fn answer_with(errno: overlay::Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.0)
 }
 
 /// Returns a kind in fuser's words.

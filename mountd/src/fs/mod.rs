@@ -22,6 +22,7 @@ use passthrough::Passthrough;
 use pool::Pool;
 
 pub use convert::answer;
+pub(crate) use convert::{answer_with, file_attr, kind};
 
 /// A FUSE filesystem over a union.
 pub struct Fs<L: Lower, U: Upper> {

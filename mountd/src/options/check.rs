@@ -17,6 +17,11 @@ pub(super) fn check(options: &Options) -> Result<(), Failure> {
             check_image(image)?;
             Vec::new()
         }
+        LowerDirs::Layers(store) => {
+            Place::find("plyfs.objects", &store.objects)?;
+            Place::find("plyfs.layers", &store.layers)?;
+            Vec::new()
+        }
     };
     match &options.upper {
         Some(dirs) => check_upper(dirs, &lower),

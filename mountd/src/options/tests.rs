@@ -28,7 +28,7 @@ fn refusal(options: &str) -> String {
 fn plain(options: &Options) -> Vec<&str> {
     match &options.lower {
         LowerDirs::Plain(dirs) => dirs.iter().map(|dir| dir.to_str().unwrap()).collect(),
-        LowerDirs::Image(_) => panic!("an image"),
+        LowerDirs::Image(_) | LowerDirs::Layers(_) => panic!("an image"),
     }
 }
 
@@ -229,7 +229,7 @@ fn empty_options_mean_nothing() {
 fn image_lower_takes_its_three_paths() {
     let image = |options: &str| match with(options).lower {
         LowerDirs::Image(image) => [image.index, image.objects, image.layers].map(|p| p.to_str().unwrap().to_owned()),
-        LowerDirs::Plain(_) => panic!("plain"),
+        LowerDirs::Plain(_) | LowerDirs::Layers(_) => panic!("plain"),
     };
     assert_eq!(image("plyfs.index=/s/folded/x,plyfs.objects=/s/objects"), ["/s/folded/x", "/s/objects", "/s/layers"]);
     assert_eq!(image("plyfs.layers=/l,plyfs.index=i,plyfs.objects=o/"), ["i", "o/", "/l"]);
