@@ -59,13 +59,22 @@ common() {
   gives 0 "from here" "$as, $runtime: standard input" bash -c 'echo from here | "$@"' - "${plyfs_as[@]}" run --rm -i --runtime "$runtime" base cat
   gives 0 "/usr/lib" "$as, $runtime: directory" run -w /usr/lib base pwd
   gives 0 "uid=33(www-data) gid=33(www-data)" "$as, $runtime: user by name" run -u www-data base id
-  gives 1 "no user 'nobody-here'" "$as, $runtime: unknown user" run -u nobody-here base id
+  gives 125 "no user 'nobody-here'" "$as, $runtime: unknown user" run -u nobody-here base id
   gives 0 "in the volume" "$as, $runtime: volume" run -v "$scratch/volume:/data" base cat /data/file
   gives 1 "Read-only file system" "$as, $runtime: volume, read-only" run -v "$scratch/volume:/data:ro" base touch /data/new
   gives 1 "Read-only file system" "$as, $runtime: root, read-only" run --read-only base touch /new
   gives 0 "lo" "$as, $runtime: a network of its own" run base sh -c 'tail -n +3 /proc/net/dev | cut -d: -f1'
   gives 0 "CapBnd:	00000000a80425fb" "$as, $runtime: capabilities" run base grep CapBnd /proc/self/status
-  gives 1 "plyfs: " "$as, $runtime: a name that is no image" run not/an-image
+  gives 125 "plyfs: " "$as, $runtime: a name that is no image" run not/an-image
+  gives 127 "" "$as, $runtime: a command that is not there" run base no-such-command
+  gives 127 "" "$as, $runtime: a path that is not there" run base /no/such/command
+  gives 126 "" "$as, $runtime: a command that is no program" run base /etc/passwd
+  gives 1 "" "$as, $runtime: a command that ends with 1" run base false
+  gives 0 "/made/for/this" "$as, $runtime: a directory that is not there is made" run -w /made/for/this base pwd
+  gives 0 "uid=33(www-data) gid=42(shadow) groups=42(shadow)" "$as, $runtime: user and group" run -u 33:shadow base id
+  gives 0 "[]" "$as, $runtime: a variable that is not set is not passed on" env -u NOT_SET_HERE "${plyfs_as[@]}" run --rm --runtime "$runtime" -e NOT_SET_HERE base sh -c 'echo "[$(env | grep NOT_SET_HERE)]"'
+  gives 0 "instead of echo" "$as, $runtime: another entrypoint" run --entrypoint echo base instead of echo
+  gives 0 "terminal 24 80" "$as, $runtime: a terminal" script -qec "stty rows 24 cols 80; $(printf '%q ' "${plyfs_as[@]}") run --rm -it --runtime $runtime base sh -c 'sleep 0.3; test -t 0 -a -t 1 && echo terminal \$(stty size)'" /dev/null
 }
 echo "in the volume" > "$scratch/volume/file"
 
@@ -92,7 +101,7 @@ for runtime in "${runtimes[@]}"; do
   # Without --rm the container stays, with what was written.
   "$plyfs" run --name kept --runtime "$runtime" base sh -c 'echo kept > /srv/file'
   gives 0 "A /srv/file" "root, $runtime: a container stays" "$plyfs" diff kept
-  gives 1 "kept" "root, $runtime: its name is taken" "$plyfs" run --name kept --runtime "$runtime" base true
+  gives 125 "kept" "root, $runtime: its name is taken" "$plyfs" run --name kept --runtime "$runtime" base true
   # Its bundle, run by hand.
   "$plyfs" bundle kept "$scratch/kept" -- cat /srv/file >/dev/null
   gives 0 "kept" "root, $runtime: bundle of a container" env "PATH=$PATH:/usr/sbin" $runtime --root "$scratch/state" run --bundle "$scratch/kept" one

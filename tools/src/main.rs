@@ -62,7 +62,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Quickstart(args) => return quickstart::run(root, &args).map(|()| ExitCode::SUCCESS),
         Command::Unshare(args) => return mounts::unshare(&root, &args),
         Command::Run(args) | Command::Container(ContainerCommand::Run(args)) => {
-            return bundle::run::run(&root, &args);
+            return Ok(bundle::run::run(&root, &args));
         }
         Command::Sample(args) => sample::write(&args, out)?,
         Command::Login(args) => registries::login(&args, out)?,

@@ -30,8 +30,22 @@ fn runtimes() -> [&'static str; 2] {
 /// Where they may lie beyond `PATH`: an ordinary user's often has no `sbin`.
 const FURTHER: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// `plyfs run`
-pub(crate) fn run(root: &Path, args: &RunArgs) -> Result<ExitCode> {
+/// What docker ends with when the container could not be run at all.
+const NOT_RUN: u8 = 125;
+/// When its command is no program, or not this user's.
+const NOT_EXECUTABLE: u8 = 126;
+/// When its command is not there.
+const NOT_FOUND: u8 = 127;
+
+/// `plyfs run`; its exit status is the command's, or as docker has it where there was none.
+pub(crate) fn run(root: &Path, args: &RunArgs) -> ExitCode {
+    run_container(root, args).unwrap_or_else(|error| {
+        complain(&format!("{error:#}"));
+        ExitCode::from(NOT_RUN)
+    })
+}
+
+fn run_container(root: &Path, args: &RunArgs) -> Result<ExitCode> {
     let runtime = find_runtime(args.runtime.as_deref())?;
     if args.tty && !std::io::stdin().is_terminal() {
         bail!("-t: standard input is no terminal; leave -t out");
@@ -55,10 +69,14 @@ pub(crate) fn run(root: &Path, args: &RunArgs) -> Result<ExitCode> {
         Err(error) => Err((error, Keep::Nothing)),
     };
     let keep = if args.rm || matches!(ran, Err((_, Keep::Nothing))) { Keep::Nothing } else { Keep::AsAsked };
+    let refused = runtime.refusal();
     let cleaned = clean_up(&store, &container, &runtime, keep);
     drop(bundle);
     match (ran, cleaned) {
-        (Ok(status), Ok(())) => Ok(mounts::code_of(status)),
+        (Ok(status), Ok(())) => match refused.filter(|_| status.code() == Some(1)) {
+            Some(why) => Ok(ExitCode::from(code_of_refusal(&why))),
+            None => Ok(mounts::code_of(status)),
+        },
         (Ok(_), Err(error)) => Err(error),
         (Err((error, _)), cleaned) => {
             if let Err(second) = cleaned {
@@ -180,6 +198,7 @@ impl Runtime {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.state());
+        command.arg("--log").arg(self.log()).args(["--log-format", "json"]);
         let is_crun = self.program.file_name().is_some_and(|name| name == "crun");
         let may_manage = rustix::process::geteuid().is_root() && !Ground::here().is_ok_and(|here| here.in_namespace);
         if is_crun && (!may_manage || Cgroups::here() == Cgroups::Both) {
@@ -190,6 +209,19 @@ impl Runtime {
 
     fn state(&self) -> PathBuf {
         self.bundle.join("state")
+    }
+
+    /// Where the runtime says once more what it says on standard error.
+    fn log(&self) -> PathBuf {
+        self.bundle.join("runtime.log")
+    }
+
+    /// Why the runtime did not start the command, if it says so: it ends with 1 then, as many a command does.
+    fn refusal(&self) -> Option<String> {
+        let text = fs::read_to_string(self.log()).ok()?;
+        let errors = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut errors = errors.filter(|line| matches!(line["level"].as_str(), Some("error" | "fatal")));
+        errors.next_back()?["msg"].as_str().map(str::to_owned)
     }
 
     /// Starts the bundle; from now on, signals that we get are passed on.
@@ -231,6 +263,18 @@ impl Runtime {
     }
 }
 
+/// Docker tells by the runtime's words as well (daemon/start_unix.go, in its translation of start errors).
+fn code_of_refusal(why: &str) -> u8 {
+    let why = why.to_ascii_lowercase();
+    if why.contains("no such file or directory") || why.contains("not found in $path") {
+        NOT_FOUND
+    } else if why.contains("permission denied") || why.contains("exec format error") {
+        NOT_EXECUTABLE
+    } else {
+        NOT_RUN
+    }
+}
+
 fn told(stderr: &[u8], status: ExitStatus) -> String {
     let text = String::from_utf8_lossy(stderr);
     match text.trim().lines().last() {
@@ -255,6 +299,27 @@ fn find_runtime(given: Option<&str>) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_runtime_refuses_has_dockers_numbers() {
+        for (code, why) in [
+            // crun 1.8.1, runc 1.1.5
+            (127, "executable file `nosuchcmd` not found in $PATH: No such file or directory"),
+            (
+                127,
+                "runc run failed: unable to start container process: exec: \"nosuchcmd\": executable file not found in $PATH",
+            ),
+            (
+                127,
+                "runc run failed: unable to start container process: exec: \"/no/such\": stat /no/such: no such file or directory",
+            ),
+            (126, "open executable: Permission denied"),
+            (126, "runc run failed: unable to start container process: exec: \"/etc\": permission denied"),
+            (125, "cgroups in hybrid mode not supported, drop all controllers from cgroupv2"),
+        ] {
+            assert_eq!(code_of_refusal(why), code, "{why}");
+        }
+    }
 
     #[test]
     fn volumes_are_read_as_docker_reads_them() {
