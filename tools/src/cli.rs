@@ -70,6 +70,8 @@ Mounts:
 
 Runtimes:
   snapshotter Serve containerd's snapshots over the store
+  layer-store Offer the store's layers to podman, buildah and CRI-O
+  install-links Make the names by which runtimes find plyfs-mountd
 
 System:
   df          Show what the store holds and what is shared   (also: system df)
@@ -172,6 +174,16 @@ pub(crate) enum Command {
     ///
     /// Listens on a Unix socket that containerd's proxy_plugins name. Ends by SIGTERM; the mounts stay.
     Snapshotter(SnapshotterArgs),
+    /// Offer the store's layers to podman, buildah and CRI-O, as an additional layer store
+    ///
+    /// Mounts them on DIR, which storage.conf names: additionallayerstores = ["DIR:ref"]. What is pulled then stands on the layers that
+    /// the store has, and only others are fetched. Stays in the foreground; ends by SIGTERM, or when DIR is unmounted.
+    LayerStore(LayerStoreArgs),
+    /// Make the names by which runtimes and mount(8) find plyfs-mountd
+    ///
+    /// In DIR: fuse-overlayfs, for docker and whatever else looks for that program, and mount.fuse3.plyfs and mount.fuse.plyfs, which
+    /// mount(8) looks for in /sbin. What is there already and something else is not replaced unless told.
+    InstallLinks(InstallLinksArgs),
     /// Show what the store holds and what is shared
     Df(DfArgs),
     /// Remove what nothing uses any more
@@ -722,6 +734,29 @@ pub(crate) enum MountForm {
     Bind,
     /// containerd runs mount.fuse3, which runs plyfs-mountd.
     Fuse3,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LayerStoreArgs {
+    /// Where to mount
+    #[arg(value_name = "DIR")]
+    pub(crate) target: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallLinksArgs {
+    /// Where to make them
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Which of them [default: all]
+    #[arg(value_name = "NAME", value_parser = crate::install_links::NAMES)]
+    pub(crate) names: Vec<String>,
+    /// Where they lead [default: plyfs-mountd beside plyfs, else in PATH]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) program: Option<PathBuf>,
+    /// Replace what is there
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,8 @@ mod containers;
 mod explain;
 mod filter;
 mod images;
+mod install_links;
+mod layer_store;
 mod mounts;
 mod namespace;
 mod print;
@@ -73,6 +75,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Version(args) | Command::System(SystemCommand::Version(args)) => about::version(&args, out)?,
         Command::Info(args) | Command::System(SystemCommand::Info(args)) => about::info(&root, &args, out)?,
         Command::Snapshotter(args) => snapshotter::serve(open(root)?, &args)?,
+        Command::LayerStore(args) => layer_store::serve(open(root)?, &args)?,
+        Command::InstallLinks(args) => install_links::install(&args, out)?,
         command => return on_store(&open(root)?, command, out),
     }
     Ok(ExitCode::SUCCESS)
@@ -138,6 +142,8 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         | Command::Unshare(_)
         | Command::Run(_)
         | Command::Snapshotter(_)
+        | Command::LayerStore(_)
+        | Command::InstallLinks(_)
         | Command::Container(ContainerCommand::Run(_))
         | Command::Bench(_)
         | Command::Version(_)

@@ -37,10 +37,13 @@ pub(crate) fn serve(store: Store, args: &SnapshotterArgs) -> Result<()> {
 }
 
 /// Finds the daemon's own program beside this one, else in PATH.
-fn program() -> Result<String> {
+pub(crate) fn find_program() -> Option<PathBuf> {
     let beside = std::env::current_exe().ok().map(|own| own.with_file_name(PROGRAM)).filter(|path| path.is_file());
-    let found = beside.or_else(|| namespace::on_path(PROGRAM));
-    let path = found
+    beside.or_else(|| namespace::on_path(PROGRAM))
+}
+
+fn program() -> Result<String> {
+    let path = find_program()
         .ok_or_else(|| anyhow!("{PROGRAM}: not found beside plyfs or in PATH; install it, or use --mounts bind"))?;
     path.into_os_string().into_string().map_err(|path| anyhow!("{}: containerd takes UTF-8 only", path.display()))
 }
