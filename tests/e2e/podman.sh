@@ -31,7 +31,16 @@ configure() { # configure DIR [LINE-OF-overlay-OPTIONS...]: a store of its own b
 
 # podman run comes back before podman has cleaned up behind it, in the background: until then rm may fail, and diff sees a mount with
 # mapped owners as all changed, whatever the mount_program is.
-settled() { local i; for i in $(seq 100); do pgrep -f "__mountd.*$own/graph" >/dev/null || break; sleep 0.1; done; sleep 0.2; }
+settled() {
+  local i
+  for i in $(seq 100); do
+    pgrep -f "__mountd.*$own/graph" >/dev/null || break
+    # An ordinary user's podman may leave it to the next command.
+    ((i % 20)) || P container cleanup --all >/dev/null 2>&1 || true
+    sleep 0.1
+  done
+  sleep 0.2
+}
 remove() {
   local i
   settled
