@@ -22,7 +22,10 @@ fn identity(stage: &Stage, name: &str) -> (String, Value) {
 
 fn run(program: &str, args: &[&str]) -> String {
     // Whose passwords there are is no matter of these tests, nor whether they can be read.
-    let output = Command::new(program).args(args).env("REGISTRY_AUTH_FILE", "/dev/null").output().unwrap();
+    let passwords = tempfile::tempdir().unwrap();
+    let file = passwords.path().join("auth.json");
+    std::fs::write(&file, "{}").unwrap();
+    let output = Command::new(program).args(args).env("REGISTRY_AUTH_FILE", &file).output().unwrap();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
