@@ -25,13 +25,20 @@ pub(super) fn begin(root: &OwnedFd, work: &OwnedFd) -> rustix::io::Result<bool> 
         Err(Raw::NOENT) => Ok(false),
         Err(raw) => Err(raw),
     };
-    if there("plyfs")? || is_empty(root)? {
+    if there("plyfs")? || is_empty(root)? || is_the_kernels(root) {
         return there(NOTE);
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let note = rustix::fs::openat(work, NOTE, flags, Mode::RUSR | Mode::WUSR)?;
     rustix::fs::fsync(&note)?;
     Ok(true)
+}
+
+/// Tells whether the kernel's overlayfs wrote this upper: there too names that begin with `.wh.` are ordinary. It notes its own UUID on
+/// the root when that is new, and else that something was copied up into it (kernel overlayfs.rst); fuse-overlayfs notes neither.
+fn is_the_kernels(root: &OwnedFd) -> bool {
+    let names = ["trusted.overlay.uuid", "user.overlay.uuid", "trusted.overlay.impure", "user.overlay.impure"];
+    names.iter().any(|name| rustix::fs::fgetxattr(root, *name, &mut [0u8; 0][..]).is_ok())
 }
 
 fn is_empty(dir: &OwnedFd) -> rustix::io::Result<bool> {
@@ -96,10 +103,10 @@ impl UpperDir {
         Ok(dirs)
     }
 
-    /// Tells whether it is a file as fuse-overlayfs makes them for this: empty, and of no use to anybody but its owner.
+    /// Tells whether it is a file as fuse-overlayfs makes them for this: empty, and of mode 0700.
     fn is_empty_file(&self, dir: &DirFd, name: Name<'_>) -> Result<bool> {
         let stat = self.raw_stat(&Found::At(dir.as_fd(), name.to_buf()))?;
-        Ok(stat.kind == FileType::File && stat.size == 0 && stat.perm & 0o077 == 0)
+        Ok(stat.kind == FileType::File && stat.size == 0 && stat.perm == 0o700)
     }
 }
 
@@ -173,6 +180,20 @@ mod tests {
         let open = UpperDir::open(&upper, &work, settings()).unwrap();
         let dir = open.open_dir(&open.root(), name("dir")).unwrap();
         assert_eq!(listed(&open, &dir), ["-gone", ".wh.later", "anew"]);
+    }
+
+    #[test]
+    fn an_upper_of_the_kernels_overlayfs_is_never_taken_over() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (upper, work) = (scratch.path().join("upper"), scratch.path().join("work"));
+        fs::create_dir(&upper).unwrap();
+        fs::create_dir(&work).unwrap();
+        private(&upper.join(".wh.name"));
+        rustix::fs::setxattr(&upper, "user.overlay.uuid", b"0123456789abcdef", rustix::fs::XattrFlags::empty())
+            .unwrap();
+        let open = UpperDir::open(&upper, &work, settings()).unwrap();
+        assert_eq!(listed(&open, &open.root()), [".wh.name"]);
+        assert!(!work.join(NOTE).exists());
     }
 
     #[test]
