@@ -11,7 +11,8 @@ use crate::options::{Access, Options};
 ///
 /// `started` gets the means to tell the kernel what changed behind its back; requests are answered as soon as it returns.
 ///
-/// A connection that somebody aborted has ended like any other: there is nobody left to answer.
+/// A connection that was aborted has ended like any other: there is nobody left to answer. The kernel tells an unmount by that too, when it
+/// comes just as a request is handed over (`fuse_dev_do_read`, fs/fuse/dev.c).
 ///
 /// # Errors
 /// The handshake failed, `started` did, or the device gave an error other than that the mount is gone.
@@ -29,7 +30,7 @@ pub fn serve<F: Filesystem>(
     started(session.notifier())?;
     match session.run() {
         Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
-            log::warn!("the connection was aborted (/sys/fs/fuse/connections, or umount -f)");
+            log::info!("the connection was ended while a request was on its way");
             Ok(())
         }
         ended => ended.map_err(|error| Failure::new(format!("the session broke off: {error}"))),
