@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use support::registry::{Access, Registry, has};
 use support::{Ran, Stage};
 
 const WORKERS: u64 = 3;
@@ -96,6 +97,8 @@ fn name(worker: u64, number: u64) -> String {
 struct Worker<'a> {
     stage: &'a Stage,
     number: u64,
+    /// The registry's address.
+    registry: Option<&'a str>,
     random: Random,
     kills: &'a AtomicU32,
     until: u32,
@@ -145,8 +148,12 @@ impl Worker<'_> {
 
     fn step(&mut self) {
         let number = self.random.below(ARCHIVES);
-        let image = name(self.number, number);
+        let local = name(self.number, number);
+        let remote = self.registry.map(|address| format!("{address}/{local}")).filter(|_| self.random.below(3) == 0);
+        let is_remote = remote.is_some();
+        let image = remote.unwrap_or(local);
         match self.random.below(12) {
+            0..=3 if is_remote => self.acknowledge(&image, &["pull", "-q", "--plain-http", &image]),
             0..=3 => {
                 let file = self.stage.path(&format!("archive-{}-{number}.tar", self.number));
                 self.acknowledge(&image, &["load", "-q", "-i", file.to_str().unwrap()]);
@@ -221,6 +228,7 @@ fn a_storm_of_kills_leaves_a_store_in_which_nothing_is_wrong() {
     for worker in 0..WORKERS {
         (0..ARCHIVES).for_each(|number| drop(archive(&stage, worker, number)));
     }
+    let registry = registry(&stage);
     let done = AtomicU32::new(0);
     let mut acknowledged: Vec<BTreeSet<String>> = vec![BTreeSet::new(); WORKERS as usize];
     let mut random = Random(u64::from(seed) << 8 | 1);
@@ -228,11 +236,12 @@ fn a_storm_of_kills_leaves_a_store_in_which_nothing_is_wrong() {
         let until = (done.load(Ordering::Relaxed) + BATCH).min(kills);
         std::thread::scope(|scope| {
             for (worker, known) in acknowledged.iter_mut().enumerate() {
-                let (stage, kills) = (&stage, &done);
+                let (stage, kills, registry) = (&stage, &done, registry.as_ref().map(|it| it.address.as_str()));
                 let random = Random(random.below(u64::MAX >> 12) | 1);
                 let own = std::mem::take(known);
                 scope.spawn(move || {
-                    let mut worker = Worker { stage, number: worker as u64, random, kills, until, acknowledged: own };
+                    let number = worker as u64;
+                    let mut worker = Worker { stage, number, registry, random, kills, until, acknowledged: own };
                     worker.storm();
                     *known = worker.acknowledged;
                 });
@@ -242,6 +251,24 @@ fn a_storm_of_kills_leaves_a_store_in_which_nothing_is_wrong() {
     }
     println!("{} kills", done.load(Ordering::Relaxed));
     mount_all(&stage, &acknowledged.iter().flatten().cloned().collect());
+}
+
+/// A registry that has all images; without the program, images come from archives alone.
+fn registry(stage: &Stage) -> Option<Registry> {
+    if !has("docker-registry", "a_storm_of_kills_leaves_a_store_in_which_nothing_is_wrong") {
+        return None;
+    }
+    let registry = Registry::start(&stage.path("registry"), Access::Anybody);
+    for (worker, number) in (0..WORKERS).flat_map(|worker| (0..ARCHIVES).map(move |number| (worker, number))) {
+        let file = stage.path(&format!("archive-{worker}-{number}.tar"));
+        let local = name(worker, number);
+        let remote = format!("{}/{local}", registry.address);
+        stage.ok(["load", "-q", "-i", file.to_str().unwrap()]);
+        stage.ok(["tag", &local, &remote]);
+        stage.ok(["push", "-q", "--plain-http", &remote]);
+        stage.ok(["rmi", &local, &remote]);
+    }
+    Some(registry)
 }
 
 /// What is acknowledged mounts, and its files are there.
