@@ -59,7 +59,14 @@ fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
 }
 
+/// Unmounts; somebody who looks at all mounts of the machine may have this one open for a moment.
 fn umount(area: &Area) {
+    for _ in 0..200 {
+        match unmount(&area.target(), Unmount::WhenIdle) {
+            Err(failure) if failure.line().contains("is busy") => std::thread::sleep(Duration::from_millis(20)),
+            done => return done.unwrap(),
+        }
+    }
     unmount(&area.target(), Unmount::WhenIdle).unwrap();
 }
 
