@@ -124,6 +124,8 @@ for form in kernel mountd; do
   P save -q --format oci-archive -o "$scratch/saved.tar" "$address/redis:1" || fail "$form: save"
   same "$form: what podman saves is the image" "$(skopeo inspect --tls-verify=false --config --raw "docker://$address/redis:1")" skopeo inspect --config --raw "oci-archive:$scratch/saved.tar"
   rm "$scratch/saved.tar"
+  # Takes every layer's tar together and hashes it.
+  expect "$form: no layer was changed" "nothing is wrong" X fsck
   # Images that are in use elsewhere outlive their names here, and a restart of the layer store.
   for image in redis python; do X rmi "$address/$image:1" >/dev/null || fail "rmi $image"; done
   X gc > /dev/null

@@ -38,6 +38,9 @@ for who in root user; do
     as=(setpriv --reuid=nobody --regid=65534 --clear-groups --inh-caps=-all --)
     chown -R 65534:65534 "$dir"
   fi
+  echo content > "$dir/lower/file"
+  lowers() { find "$dir"/{lower,closed} \( -type f -printf '%p %m %U %s %T@ ' -exec sha256sum {} \; -o -printf '%p %m %U %T@\n' \) | sort | sha256sum; }
+  before=$(lowers)
   L=lowerdir=$dir/lower,upperdir=$dir/upper
   refused $who "an unknown option" "unknown option 'metacopie=on'" "$L,workdir=$dir/work,metacopie=on"
   refused $who "an option without a value" "upperdir" "lowerdir=$dir/lower,upperdir=,workdir=$dir/work"
@@ -65,5 +68,6 @@ for who in root user; do
   for _ in $(seq 100); do pgrep -f "__mountd.*$dir/" >/dev/null || break; sleep 0.1; done
   as=(unshare --mount --propagation private sh -c 'mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec "$@"' sh "${as[@]}")
   refused $who "no /dev/fuse" "cannot open /dev/fuse: No such file or directory; load the module (modprobe fuse)" "$L,workdir=$dir/work"
+  same "$who: no layer was changed" "$before" lowers
 done
 printf 'passed %s\n' "$passed"
