@@ -171,8 +171,10 @@ impl<L: Lender> Shelf<L> {
         let Some(place) = (ino >> 32).checked_sub(1) else {
             return match ino {
                 ROOT => Ok(Node::Root),
-                _ if ((ino - FIRST_NAME) as usize) < known.names.len() => Ok(Node::Name),
-                _ => Err(Errno::ENOENT),
+                _ => match ino.checked_sub(FIRST_NAME) {
+                    Some(at) if at < known.names.len() as u64 => Ok(Node::Name),
+                    _ => Err(Errno::ENOENT),
+                },
             };
         };
         let at = usize::try_from(place).ok().and_then(|n| known.places.get(n)).cloned().ok_or(Errno::ENOENT)?;

@@ -188,6 +188,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             self.learn(&parent, name.as_name(), node.id);
         }
     }
+
     /// Makes the node of an inode that was just made under `name`.
     pub(crate) fn newborn(&self, parent: &Arc<Node<L, U>>, name: Name<'_>, stat: &Stat) -> Result<Arc<Node<L, U>>> {
         self.adopt(parent, name, stat, &Marks { opaque: true, ..Marks::default() })

@@ -97,7 +97,7 @@ where
         change: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
         reply: impl FnOnce(&Self, Result<T>) + Send + 'static,
     ) {
-        let heir = if self.is_left(ino) { self.overlay.heir(ino) } else { None };
+        let heir = if self.pass.left_any() { self.overlay.heir(ino) } else { None };
         let Some(heir) = heir else { return reply(self, change(self)) };
         let core = self.clone();
         self.pool.run(move || {
