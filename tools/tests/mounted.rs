@@ -585,6 +585,8 @@ fn an_ordinary_user_settles_a_container_for_the_kernels_overlayfs() {
     let ours = read(home.join("ours"));
     assert!(ours.contains("srv/share/new f") && !ours.contains("usr/share/doc"), "{ours}");
     assert_eq!(ok(&["rm", "red"]), "red\n");
+    // Every layer of the image is hashed.
+    assert!(ok(&["fsck"]).ends_with("nothing is wrong\n"));
 }
 
 #[test]
