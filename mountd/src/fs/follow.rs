@@ -8,13 +8,17 @@
 //! A thread like that must not be left alone: on a busy processor it would get next to nothing. A watcher of ordinary rank looks
 //! after it every few milliseconds: it gives the reader its rank back while there is other work for the processors, and lets it
 //! go when requests stop or several clients ask. Whoever may not give a rank back (`CAP_SYS_NICE`) does not begin.
+//!
+//! The watcher is kept from the client's processor: a client that finds it there when it is woken goes elsewhere. So when the client
+//! has moved, the reader itself goes after it and sends the sleeping watcher away; a watcher that were woken to do it
+//! would wake where the client is now, and the three would chase each other.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
 use std::num::NonZero;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -26,15 +30,19 @@ use thread_priority::unix::{
 use thread_priority::{ThreadPriority, ThreadPriorityOsValue};
 
 /// After so many requests the reader looks around.
-const EVERY: u32 = 32;
+const EVERY: u32 = 16;
 /// So many requests within this time are worth it.
-const FAST: Duration = Duration::from_millis(32);
+const FAST: Duration = Duration::from_millis(16);
 /// So often another client may ask in between: programs that follow each other are one client at a time.
-const CHANGES: u32 = 6;
-/// How often the watcher looks after the reader.
+const CHANGES: u32 = 3;
+/// How soon the watcher looks after the reader again, if something was amiss, and if nothing has been for a while: where it wakes, it
+/// can drive the client to another processor.
 const TICK: Duration = Duration::from_millis(2);
-/// After so many ticks without other work the reader gets the lowest rank.
-const CALM: u32 = 2;
+const LONG_TICK: Duration = Duration::from_millis(16);
+/// A reader that waits for its processor in a tick so much longer than its client was at work has a stronger neighbour there.
+const CROWDED: Duration = Duration::from_micros(500);
+/// After so many ticks without such a neighbour the reader gets the lowest rank again.
+const CALM: u32 = 12;
 /// After so many ticks without a request it is let go.
 const SILENT: u32 = 5;
 /// No processor.
@@ -43,14 +51,16 @@ const NOWHERE: u32 = u32::MAX;
 /// What the reader and its watcher share.
 pub(crate) struct Follow {
     enabled: AtomicBool,
-    /// How many processors there are.
-    processors: usize,
     /// Requests that the reader took.
     taken: AtomicU64,
     /// The processor where the only client is.
     client: AtomicU32,
+    /// The only client.
+    thread: AtomicU32,
     reader: Mutex<Option<Reader>>,
     watcher: Mutex<Option<Thread>>,
+    /// The watcher's number as soon as it is known that it may give a rank back, 0 before.
+    watcher_id: AtomicI32,
 }
 
 /// The thread that reads requests, and the processors that it had at first.
@@ -68,6 +78,7 @@ thread_local! {
 
 struct Seen {
     follow: Arc<Follow>,
+    reader: Option<Reader>,
     last: u32,
     count: u32,
     changes: u32,
@@ -80,11 +91,12 @@ impl Follow {
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         Arc::new(Follow {
             enabled: AtomicBool::new(wanted && processors > 1),
-            processors,
             taken: AtomicU64::new(0),
             client: AtomicU32::new(NOWHERE),
+            thread: AtomicU32::new(0),
             reader: Mutex::new(None),
             watcher: Mutex::new(None),
+            watcher_id: AtomicI32::new(0),
         })
     }
 
@@ -96,9 +108,15 @@ impl Follow {
         SEEN.with_borrow_mut(|seen| seen.get_or_insert_with(|| Seen::begin(self)).took(client));
     }
 
-    /// Asks the watcher to bring the reader to a processor; the watcher sees by itself that it is to go.
-    fn come(self: &Arc<Self>, processor: u32) {
-        if self.client.swap(processor, Ordering::Relaxed) == processor || processor == NOWHERE {
+    /// Goes to a processor, called by the reader; asks the watcher for it if nobody was followed. The watcher sees by itself when the
+    /// reader is to go.
+    fn come(self: &Arc<Self>, processor: u32, reader: &Reader) {
+        let before = self.client.swap(processor, Ordering::Relaxed);
+        if before == processor || processor == NOWHERE {
+            return;
+        }
+        if before != NOWHERE {
+            reader.pin(processor, Pid::from_raw(self.watcher_id.load(Ordering::Relaxed)));
             return;
         }
         let mut watcher = self.watcher.lock();
@@ -130,16 +148,11 @@ impl Follow {
         log::debug!("the reader stays where the kernel puts it: {why}");
     }
 
-    /// Tells whether more threads want a processor than there are, beside the client and the reader, of which one waits for the
-    /// other, and the watcher, which asks.
-    fn is_busy(&self) -> bool {
-        running().is_none_or(|running| running > self.processors + 2)
-    }
-
     fn watch(&self) {
         if let Err(error) = may_return() {
             return self.give_up(&error);
         }
+        self.watcher_id.store(gettid().as_raw_nonzero().get(), Ordering::Relaxed);
         while self.enabled.load(Ordering::Relaxed) {
             let processor = self.client.load(Ordering::Relaxed);
             if processor == NOWHERE {
@@ -153,27 +166,40 @@ impl Follow {
     /// Keeps the reader with its client as long as that is good.
     fn stay_with(&self, processor: u32) -> Result<(), thread_priority::Error> {
         let Some(reader) = self.reader.lock().clone() else { return Ok(()) };
-        if !reader.pin(processor) {
+        if !reader.pin(processor, Some(gettid())) {
             self.client.store(NOWHERE, Ordering::Relaxed);
             return Ok(());
         }
         log::debug!("the reader goes to processor {processor}");
-        let done = self.stay(&reader, processor);
+        let done = self.stay(&reader);
         self.client.store(NOWHERE, Ordering::Relaxed);
         let undone = self.set_policy(NormalThreadSchedulePolicy::Other);
         reader.release();
         done.and(undone)
     }
 
-    /// Follows until nobody asks. The reader has the lowest rank as long as the processors have nothing else to do; with other work
-    /// it keeps its ordinary one, on the client's processor all the same, because no processor is idle then that the client
-    /// could be woken on instead.
-    fn stay(&self, reader: &Reader, mut processor: u32) -> Result<(), thread_priority::Error> {
+    /// Follows until nobody asks. The reader has the lowest rank as long as its processor has nothing else to do; beside other work
+    /// it keeps its ordinary one, on the client's processor all the same: where there is an idle one that other work goes there.
+    fn stay(&self, reader: &Reader) -> Result<(), thread_priority::Error> {
+        let reader = format!("/proc/self/task/{}/schedstat", reader.id.as_raw_nonzero());
+        if let Err(error) = File::open(&reader) {
+            // A kernel without CONFIG_SCHED_INFO: nobody would see that the reader starves.
+            self.give_up(&error);
+            return Ok(());
+        }
         let mut taken = self.taken.load(Ordering::Relaxed);
-        let (mut lowest, mut calm, mut silent) = (false, CALM, 0);
+        let mut waited = Times::of(&reader).waited;
+        let mut client = (0, Duration::ZERO);
+        let (mut lowest, mut calm, mut silent, mut tick) = (false, CALM, 0, TICK);
         loop {
-            let busy = self.is_busy();
-            calm = if busy { 0 } else { calm.saturating_add(1) };
+            let now = Times::of(&reader).waited;
+            let thread = self.thread.load(Ordering::Relaxed);
+            let worked = Times::of(&format!("/proc/{thread}/schedstat")).worked;
+            let since = if client.0 == thread { worked.saturating_sub(client.1) } else { tick };
+            client = (thread, worked);
+            let crowded = now.saturating_sub(waited) > since + CROWDED;
+            waited = now;
+            calm = if crowded { 0 } else { calm.saturating_add(1) };
             let wish = calm > CALM && silent == 0;
             if wish != lowest {
                 lowest = wish;
@@ -182,16 +208,12 @@ impl Follow {
                     false => NormalThreadSchedulePolicy::Other,
                 })?;
             }
+            tick = if wish { LONG_TICK.min(tick * 2) } else { TICK };
             let began = Instant::now();
-            while began.elapsed() < TICK {
-                thread::park_timeout(TICK.saturating_sub(began.elapsed()));
-                let wanted = self.client.load(Ordering::Relaxed);
-                if wanted == NOWHERE || !self.enabled.load(Ordering::Relaxed) {
+            while began.elapsed() < tick {
+                thread::park_timeout(tick.saturating_sub(began.elapsed()));
+                if self.client.load(Ordering::Relaxed) == NOWHERE || !self.enabled.load(Ordering::Relaxed) {
                     return Ok(());
-                }
-                if wanted != processor {
-                    processor = wanted;
-                    reader.pin(processor);
                 }
             }
             let now = self.taken.load(Ordering::Relaxed);
@@ -216,13 +238,15 @@ impl Follow {
 
 impl Seen {
     fn begin(follow: &Arc<Follow>) -> Self {
-        match sched_getaffinity(None) {
-            Ok(processors) => {
-                *follow.reader.lock() = Some(Reader { id: gettid(), native: thread_native_id(), processors });
+        let reader = match sched_getaffinity(None) {
+            Ok(processors) => Some(Reader { id: gettid(), native: thread_native_id(), processors }),
+            Err(errno) => {
+                follow.give_up(&errno);
+                None
             }
-            Err(errno) => follow.give_up(&errno),
-        }
-        Seen { follow: follow.clone(), last: 0, count: 0, changes: 0, since: Instant::now() }
+        };
+        follow.reader.lock().clone_from(&reader);
+        Seen { follow: follow.clone(), reader, last: 0, count: 0, changes: 0, since: Instant::now() }
     }
 
     fn took(&mut self, client: u32) {
@@ -238,7 +262,10 @@ impl Seen {
             let now = Instant::now();
             let alone = self.changes <= CHANGES && now - self.since < FAST;
             let processor = if alone { processor_of(client) } else { None };
-            follow.come(processor.unwrap_or(NOWHERE));
+            if let Some(reader) = &self.reader {
+                follow.thread.store(client, Ordering::Relaxed);
+                follow.come(processor.unwrap_or(NOWHERE), reader);
+            }
             (self.count, self.changes, self.since) = (0, 0, now);
         }
     }
@@ -255,9 +282,9 @@ impl Drop for Seen {
 }
 
 impl Reader {
-    /// Brings it to a processor and the calling watcher to the others: a client that finds the watcher on its processor when it is
-    /// woken goes elsewhere. Tells whether it is there now: a processor that this process may not use is none.
-    fn pin(&self, processor: u32) -> bool {
+    /// Brings it to a processor and the watcher to the others, first: it is to be gone when the reader wakes its client there. Tells
+    /// whether the reader is there now: a processor that this process may not use is none.
+    fn pin(&self, processor: u32, watcher: Option<Pid>) -> bool {
         let processor = processor as usize;
         if processor >= CpuSet::MAX_CPU || !self.processors.is_set(processor) {
             return false;
@@ -266,7 +293,8 @@ impl Reader {
         one.set(processor);
         others.unset(processor);
         if others.count() > 0
-            && let Err(errno) = sched_setaffinity(None, &others)
+            && watcher.is_some()
+            && let Err(errno) = sched_setaffinity(watcher, &others)
         {
             log::debug!("the watcher stays where it is: {errno}");
         }
@@ -291,10 +319,26 @@ fn set_policy(thread: ThreadId, policy: NormalThreadSchedulePolicy) -> Result<()
     set_thread_priority_and_policy(thread, nice, ThreadSchedulePolicy::Normal(policy))
 }
 
-/// Returns how many threads of the whole machine run or want to.
-fn running() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
-    text.split(' ').nth(3)?.split_once('/')?.0.parse().ok()
+/// How long a thread was at work in its life, and how long it waited for a processor.
+#[derive(Default)]
+struct Times {
+    worked: Duration,
+    waited: Duration,
+}
+
+impl Times {
+    /// Reads a thread's `schedstat`: nanoseconds (Documentation/scheduler/sched-stats.rst). Zero where there is none.
+    fn of(schedstat: &str) -> Self {
+        let mut text = [0; 64];
+        let length = File::open(schedstat).and_then(|mut file| file.read(&mut text)).unwrap_or(0);
+        Times::parse(std::str::from_utf8(&text[..length]).unwrap_or(""))
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut numbers = text.split(' ');
+        let mut next = || Duration::from_nanos(numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0));
+        Times { worked: next(), waited: next() }
+    }
 }
 
 /// Returns the processor where a thread is, or was last (proc_pid_stat(5), field 39).
@@ -330,7 +374,15 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_runs_at_least_this_thread() {
-        assert!(running().unwrap() >= 1);
+    fn a_thread_is_told_how_long_it_worked_and_waited() {
+        let times = Times::parse("1500 4000000000 17\n");
+        assert_eq!((times.worked, times.waited), (Duration::from_nanos(1500), Duration::from_secs(4)));
+        let times = Times::parse("");
+        assert_eq!((times.worked, times.waited), (Duration::ZERO, Duration::ZERO));
+        let path = format!("/proc/self/task/{}/schedstat", gettid().as_raw_nonzero());
+        // The kernel counts at its ticks.
+        while Times::of(&path).worked == Duration::ZERO {
+            thread::yield_now();
+        }
     }
 }
