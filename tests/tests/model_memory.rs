@@ -261,3 +261,15 @@ fn hard_links_are_counted_right_after_a_crash() {
     ];
     keep(below, &ops);
 }
+
+/// The kernel takes capabilities from a file that is written to, and a crash came before they were given back.
+#[test]
+fn a_crash_while_a_body_is_completed_takes_no_capability() {
+    let capability = plyfs_tests::model::stack::capability();
+    let below = || [vec![object("a", "lower body").xattr("security.capability", capability.clone())]];
+    let open = Op::Open(0, p("a"), Write, Keeps);
+    // At rest, for a call that needs the whole file, and where the body alone was below.
+    keep(below(), &[open.clone(), Op::Rest]);
+    keep(below(), &[open.clone(), Op::Allocate(0, libc::FALLOC_FL_KEEP_SIZE, 0, 4)]);
+    keep(below(), &[Op::Chmod(p("a"), 0o700), Op::Remount, open, Op::Rest]);
+}

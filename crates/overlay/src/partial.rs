@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::attr::CAPABILITY;
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower, LowerFile};
 use crate::node::{Node, OpenBody, Place};
 use crate::union::Overlay;
-use crate::upper::{Marks, Seek, SetAttr, SetTime, SetXattr, Target, Upper, UpperFile};
+use crate::upper::{Marks, Seek, Target, Upper, UpperFile, unseen};
 use layer::{FileType, Slot};
 
 /// The unit in which bodies are completed, in bytes; no smaller than the upper's blocks.
@@ -182,11 +181,10 @@ impl<F: UpperFile, G: LowerFile> Partial<F, G> {
         Ok(())
     }
 
-    /// Fetches all that is still below.
-    pub(crate) fn complete_all(&self) -> Result<()> {
+    /// Fetches all that is still below; nobody writes meanwhile.
+    fn complete_all(&self) -> Result<()> {
         const CHUNK: usize = 1 << 20;
         let mut buf = vec![0; CHUNK];
-        let _writing = self.writing.lock();
         let (limit, size) = (self.limit().min(self.size()), self.size());
         let mut at = 0;
         while at < limit {
@@ -238,24 +236,9 @@ fn read_full(buf: &mut [u8], offset: u64, read: impl Fn(&mut [u8], u64) -> Resul
 
 /// Fetches all that is below, and gives back what the kernel takes from a file that is written to: no program wrote.
 fn complete_unseen<U: Upper, G: LowerFile>(upper: &U, partial: &Partial<U::File, G>) -> Result<()> {
-    let target = Target::File(&*partial.upper);
-    let before = upper.stat(target)?;
-    let capability = match upper.xattr(target, CAPABILITY) {
-        Ok(capability) => Some(capability),
-        Err(Error::Answer(_)) => None,
-        Err(fault) => return Err(fault),
-    };
-    partial.complete_all()?;
-    if let Some(capability) = capability {
-        upper.set_xattr(target, CAPABILITY, &capability, SetXattr::Any)?;
-    }
-    let attr = SetAttr {
-        perm: (before.perm & 0o6000 != 0).then_some(before.perm),
-        atime: Some(SetTime::At(before.atime)),
-        mtime: Some(SetTime::At(before.mtime)),
-        ..SetAttr::default()
-    };
-    upper.set_attr(target, &attr)
+    // What a program's write takes meanwhile must not come back.
+    let _writing = partial.writing.lock();
+    unseen(upper, Target::File(&*partial.upper), || partial.complete_all())
 }
 
 impl<L: Lower, U: Upper> Overlay<L, U> {

@@ -77,6 +77,13 @@ pub trait Upper: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Reads what the kernel takes from a file that is written to, before a body is brought up that no program wrote. A crash
+    /// before [`Upper::give_back`] takes no privilege for good: the next mount gives it back.
+    fn keep(&self, of: Target<'_, Self>) -> Result<Kept>;
+
+    /// Gives it back.
+    fn give_back(&self, of: Target<'_, Self>, kept: &Kept) -> Result<()>;
+
     /// Completes a metadata-only copy: writes the body into the file, makes it durable, then drops the mark.
     fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()>;
 
@@ -243,6 +250,34 @@ pub struct Origin {
     pub key: u64,
     /// The number it had there ([`crate::Lower::ino`]).
     pub ino: Ino,
+}
+
+/// What a file has that the kernel takes when it is written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Its permission bits, where set-user-ID or set-group-ID are among them and the upper's writes take these.
+    pub perm: Option<u16>,
+    /// Last access.
+    pub atime: Time,
+    /// Last modification.
+    pub mtime: Time,
+    /// Its capabilities, as the attribute has them.
+    pub capability: Option<Vec<u8>>,
+}
+
+impl Kept {
+    /// Tells whether there is more to it than times.
+    pub fn is_privilege(&self) -> bool {
+        self.perm.is_some() || self.capability.is_some()
+    }
+}
+
+/// Runs what writes to a file though no program does, and gives back what that took, also when it fails.
+pub fn unseen<U: Upper + ?Sized, T>(upper: &U, of: Target<'_, U>, write: impl FnOnce() -> Result<T>) -> Result<T> {
+    let kept = upper.keep(of)?;
+    let written = write();
+    let given_back = upper.give_back(of, &kept);
+    written.and_then(|value| given_back.map(|()| value))
 }
 
 /// A new inode.

@@ -114,7 +114,7 @@ impl<'a> Trial<'a> {
         let scope = Scope { mtime: Mtime::Before(self.disk.now()), ..Scope::ALL };
         let view = recovered.view()?;
         let Err(not_before) = self.is_before(&view, scope) else { return self.again(recovered) };
-        let Err(not_after) = self.is_after(&view, Scope { mtime: Mtime::None, ..scope }) else { return Ok(()) };
+        let Err(not_after) = self.is(&self.after, &view, Scope { mtime: Mtime::None, ..scope }) else { return Ok(()) };
         if self.emptied(&view, scope) {
             return self.again(recovered);
         }
@@ -169,13 +169,6 @@ impl<'a> Trial<'a> {
         one.or_else(|_| self.is(&both, view, scope))
     }
 
-    /// As after; a capability may be lost, which the kernel takes while a body is brought up.
-    fn is_after(&self, view: &View, scope: Scope) -> Result<(), String> {
-        let differs = self.is(&self.after, view, scope);
-        let (Err(_), Some((path, _))) = (&differs, self.written()) else { return differs };
-        self.is_stripped(&self.after, &path, Privilege::Keeps, view, scope).or(differs)
-    }
-
     /// A file that is cut to nothing may be found empty with its old mode: nothing is to be run in it.
     fn emptied(&self, view: &View, scope: Scope) -> bool {
         let empties =
@@ -203,9 +196,6 @@ impl<'a> Trial<'a> {
             Op::Write(handle, _, _, privilege) | Op::TruncateOpen(handle, _, privilege) => {
                 (opened(handle)?, *privilege)
             }
-            // The kernel takes a capability when a body is brought up; it is given back in another step.
-            Op::Open(_, path, Access::Write, _) => (path.clone(), Privilege::Keeps),
-            Op::Allocate(handle, ..) | Op::CopyRange(_, _, handle, ..) => (opened(handle)?, Privilege::Keeps),
             _ => return None,
         })
     }
@@ -230,7 +220,7 @@ impl<'a> Trial<'a> {
         };
         let view = subject.view()?;
         let scope = Scope { mtime: Mtime::Before(self.disk.now()), ..Scope::ALL };
-        self.is_after(&view, scope).map_err(|why| format!("done again ({answer:?}): {why}"))
+        self.is(&self.after, &view, scope).map_err(|why| format!("done again ({answer:?}): {why}"))
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use layer::{Dev, FileType, Ino, Name, NameBuf, Stat, Time};
 use overlay::upper::{
-    CopyUp, Leave, Listed, Marks, New, Onto, Over, Rename, Seek, SetAttr, SetTime, SetXattr, Source, StatFs, Target,
-    What,
+    CopyUp, Kept, Leave, Listed, Marks, New, Onto, Over, Rename, Seek, SetAttr, SetTime, SetXattr, Source, StatFs,
+    Target, What, unseen,
 };
 use overlay::{Errno, Error, LowerFile, Result, Upper, UpperFile};
 
@@ -50,6 +50,18 @@ struct Inode {
     stat: Stat,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     marks: Marks,
+    /// What a crash must not take while a body is brought up.
+    kept: Option<Kept>,
+}
+
+impl Inode {
+    fn give_back(&mut self, kept: &Kept) {
+        if let Some(capability) = &kept.capability {
+            self.xattrs.insert(CAPABILITY.to_vec(), capability.clone());
+        }
+        self.stat.perm = kept.perm.unwrap_or(self.stat.perm);
+        (self.stat.atime, self.stat.mtime) = (kept.atime, kept.mtime);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -153,9 +165,15 @@ impl Disk {
         disk
     }
 
-    /// What a mount finds after a crash: files without a name are gone, links that are no partial copy's too.
+    /// What a mount finds after a crash: files without a name are gone, links that are no partial copy's too; privileges that were
+    /// kept are given back.
     pub fn recovered(&self) -> Self {
         let mut disk = Disk { opens: BTreeMap::new(), trouble: Trouble::None, ..self.clone() };
+        for inode in disk.inodes.values_mut() {
+            if let Some(kept) = inode.kept.take() {
+                inode.give_back(&kept);
+            }
+        }
         let inodes = &disk.inodes;
         disk.partials.retain(|ino| inodes.get(ino).is_some_and(|inode| inode.marks.partial.is_some()));
         disk.sweep();
@@ -203,7 +221,7 @@ impl Disk {
             mtime: time,
             ctime: time,
         };
-        Inode { body, stat, xattrs: BTreeMap::new(), marks: Marks::default() }
+        Inode { body, stat, xattrs: BTreeMap::new(), marks: Marks::default(), kept: None }
     }
 
     /// Begins a step that needs no room: a full disk does not stop it.
@@ -444,6 +462,9 @@ impl Disk {
         for (ino, inode) in &self.inodes {
             if inode.marks.partial.is_some() {
                 wrong.push(format!("inode {ino} is marked as a partial copy"));
+            }
+            if inode.kept.is_some() {
+                wrong.push(format!("inode {ino} bears a note of its privileges"));
             }
         }
         wrong
@@ -687,20 +708,44 @@ impl Upper for MemoryUpper {
         Ok(self.reading()?.index.keys().copied().collect())
     }
 
-    fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()> {
-        let mut disk = self.changing()?;
+    fn keep(&self, of: Target<'_, Self>) -> Result<Kept> {
+        let disk = self.reading()?;
         let ino = resolve(&disk, of)?;
-        let mut before = disk.inode(ino)?.clone();
-        assert!(before.marks.metacopy, "the core fills a whole file");
-        before.stat.ctime = disk.now();
-        let data = read_source(body, size)?;
-        *disk.content_mut(ino)? = Content::new(data);
+        let Inode { stat, xattrs, .. } = disk.inode(ino)?;
+        let (atime, mtime, capability) = (stat.atime, stat.mtime, xattrs.get(CAPABILITY).cloned());
+        // Who writes here may keep set-user-ID bits.
+        let kept = Kept { perm: None, atime, mtime, capability };
         drop(disk);
-        // A crash before this leaves the mark, and the body is read from below.
+        if kept.is_privilege() {
+            self.changing()?.inode_mut(ino)?.kept = Some(kept.clone());
+        }
+        Ok(kept)
+    }
+
+    fn give_back(&self, of: Target<'_, Self>, kept: &Kept) -> Result<()> {
         let mut disk = self.lessening()?;
-        let inode = disk.inode_mut(ino)?;
-        (inode.stat, inode.xattrs) = (before.stat, before.xattrs);
-        drop(disk);
+        let ino = resolve(&disk, of)?;
+        disk.inode_mut(ino)?.give_back(kept);
+        if kept.is_privilege() {
+            drop(disk);
+            self.lessening()?.inode_mut(ino)?.kept = None;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()> {
+        let ino = {
+            let disk = self.reading()?;
+            let ino = resolve(&disk, of)?;
+            assert!(disk.inode(ino)?.marks.metacopy, "the core fills a whole file");
+            ino
+        };
+        unseen(self, of, || {
+            let content = Content::new(read_source(body, size)?);
+            *self.changing()?.content_mut(ino)? = content;
+            Ok(())
+        })?;
+        // A crash before this leaves the mark, and the body is read from below.
         let mut disk = self.lessening()?;
         let inode = disk.inode_mut(ino)?;
         (inode.marks.metacopy, inode.marks.redirect) = (false, None);

@@ -5,12 +5,12 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use layer::{FileType, Ino, Stat};
-use overlay::upper::{Marks, Origin, SetXattr};
+use overlay::upper::{Kept, Marks, Origin, SetXattr};
 use overlay::{Errno, Error, Result};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno as Raw;
 
-use super::{Found, error};
+use super::{Found, error, kept};
 use crate::override_stat::Override;
 
 /// The directory hides everything below (`y`); `x` says that it may hold whiteouts in attribute form.
@@ -31,6 +31,10 @@ pub(super) const NLINK: &str = "overlay.nlink";
 const ORIGIN: &str = "overlay.plyfs.origin";
 /// Ours: the copy is partial, and the lower counts up to this many bytes.
 const PARTIAL: &str = "overlay.plyfs.partial";
+/// Ours: what a write that no program asked for takes from the file, while it is written ([`kept`]).
+const KEPT: &str = "overlay.plyfs.kept";
+const TRUSTED_KEPT: &[u8] = b"trusted.overlay.plyfs.kept";
+const USER_KEPT: &[u8] = b"user.overlay.plyfs.kept";
 /// Ours, on the index: the key of the layers whose files without a mark are there.
 const INDEX_KEY: &str = "overlay.plyfs.layers";
 const OVERRIDE: &[u8] = crate::override_stat::NAME;
@@ -43,6 +47,8 @@ pub(crate) struct Space {
     overrides: bool,
     /// They are always recorded, never set.
     always: bool,
+    /// `trusted.*` can be written, and be believed where a program's user could have written `user.*`.
+    trusted: bool,
     /// Unsynced copies of this epoch are not known to be on disk; those of earlier ones are.
     pub(super) epoch: u64,
 }
@@ -53,7 +59,7 @@ impl Space {
     pub(super) fn probe(tmp: &OwnedFd, always: bool, user: bool) -> Self {
         let trusted = rustix::fs::fsetxattr(tmp, "trusted.plyfs.probe", b"y", XattrFlags::empty()).is_ok();
         let prefix = if trusted && !user { "trusted." } else { "user." };
-        Space { prefix, overrides: always || !trusted, always, epoch: 0 }
+        Space { prefix, overrides: always || !trusted, always, trusted, epoch: 0 }
     }
 
     pub(super) fn overrides(&self) -> bool {
@@ -108,14 +114,19 @@ impl Space {
         }
     }
 
-    /// Reads all marks, and attributes as they are meant.
-    pub(super) fn read(&self, of: &Found<'_>, stat: Stat) -> Result<(Marks, Stat)> {
+    /// Reads all marks, and attributes as they are meant; tells whether there is a note of what is to be given back.
+    pub(super) fn read(&self, of: &Found<'_>, stat: Stat) -> Result<(Marks, Stat, bool)> {
         let mut marks = Marks::default();
         let mut meant = stat;
+        let mut noted = false;
         for name in list(of)? {
             let value = || Ok::<_, Error>(get(of, &name)?.unwrap_or_default());
             if self.overrides && name == OVERRIDE {
                 meant = apply(&value()?, stat);
+                continue;
+            }
+            if name == self.full_kept() {
+                noted = true;
                 continue;
             }
             let Some(mark) = name.strip_prefix(self.prefix.as_bytes()) else { continue };
@@ -129,10 +140,10 @@ impl Space {
                 }
                 Some(Mark::Partial(limit)) => marks.partial = Some(limit),
                 // The kernel's form for layers; an upper of ours has devices.
-                Some(Mark::Whiteout) | None => {}
+                Some(Mark::Whiteout | Mark::Kept(_)) | None => {}
             }
         }
-        Ok((marks, meant))
+        Ok((marks, meant, noted))
     }
 
     /// Returns attributes as they are meant: with the record, where there is one.
@@ -164,6 +175,26 @@ impl Space {
 
     pub(super) fn end_partial(&self, of: &Found<'_>) -> Result<()> {
         self.remove(of, PARTIAL)
+    }
+
+    /// Where notes lie that privileges are given back by: nobody may write there who could not set these himself.
+    fn full_kept(&self) -> &'static [u8] {
+        if self.trusted { TRUSTED_KEPT } else { USER_KEPT }
+    }
+
+    pub(super) fn set_kept(&self, of: &Found<'_>, value: &Kept) -> Result<()> {
+        set(of, self.full_kept(), &kept::spell(value), SetXattr::Any)
+    }
+
+    pub(super) fn kept(&self, of: &Found<'_>) -> Result<Option<Kept>> {
+        Ok(get(of, self.full_kept())?.and_then(|value| kept::read(&value)))
+    }
+
+    pub(super) fn end_kept(&self, of: &Found<'_>) -> Result<()> {
+        match remove(of, self.full_kept()) {
+            Err(Error::Answer(Errno::ENODATA)) => Ok(()),
+            done => done,
+        }
     }
 
     /// Returns the kind that a file stands for, if it stands for another.
@@ -217,6 +248,8 @@ pub enum Mark {
     Origin(OriginRecord),
     /// The copy is partial, and the lower counts up to so many bytes.
     Partial(u64),
+    /// A body was being brought up, which no program wrote: what the file is to have again.
+    Kept(Kept),
 }
 
 impl Mark {
@@ -235,6 +268,7 @@ impl Mark {
             () if is(METACOPY) => Some(Mark::Metacopy),
             () if is(WHITEOUT) => Some(Mark::Whiteout),
             () if is(ORIGIN) => Some(Mark::Origin(OriginRecord::read(&value()?))),
+            () if is(KEPT) => kept::read(&value()?).map(Mark::Kept),
             () if is(PARTIAL) => value()?.try_into().ok().map(|bytes| Mark::Partial(u64::from_le_bytes(bytes))),
             () => None,
         })

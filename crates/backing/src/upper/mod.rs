@@ -8,6 +8,7 @@
 mod attr;
 mod copy;
 mod file;
+mod kept;
 mod marks;
 mod open;
 mod recover;
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use layer::{FileType, Ino, Name, NameBuf, Stat};
 use overlay::upper::{
-    CopyUp, Leave, Listed, Marks, New, Onto, Over, Rename, SetAttr, SetXattr, Source, StatFs, Target, What,
+    CopyUp, Kept, Leave, Listed, Marks, New, Onto, Over, Rename, SetAttr, SetXattr, Source, StatFs, Target, What,
 };
 use overlay::{Errno, Error, Result, Upper};
 use parking_lot::Mutex;
@@ -64,6 +65,8 @@ pub struct UpperDir {
     noted: Mutex<bool>,
     /// What is noted of those inodes in the index that can bear no mark, by backing inode number.
     unmarked: Mutex<HashMap<u64, marks::OriginRecord>>,
+    /// Files that bear a note of this mount ([`kept`]), by backing inode number.
+    kept: Mutex<HashSet<u64>>,
 }
 
 /// Whether copies are on disk before they take a name.
@@ -195,29 +198,6 @@ impl UpperDir {
         Ok(())
     }
 
-    /// Reads what the kernel takes from a file that is written to, whoever writes.
-    fn before_writing(&self, of: Target<'_, Self>) -> Result<Before> {
-        let of = self.resolve(of);
-        Ok(Before { stat: self.raw_stat(&of)?, capability: marks::get(&of, CAPABILITY)? })
-    }
-
-    /// Gives it back after a body was brought up that no program wrote.
-    fn as_before(&self, of: &Found<'_>, before: &Before) -> Result<()> {
-        if let Some(capability) = &before.capability {
-            marks::set(of, CAPABILITY, capability, SetXattr::Any)?;
-        }
-        let stat = &before.stat;
-        if stat.perm & 0o6000 != 0 {
-            attr::chmod(of, stat.perm).map_err(|raw| error(|| of.doing("change mode of"), raw))?;
-        }
-        let times = SetAttr {
-            atime: Some(overlay::upper::SetTime::At(stat.atime)),
-            mtime: Some(overlay::upper::SetTime::At(stat.mtime)),
-            ..SetAttr::default()
-        };
-        self.apply_attr(of, stat.kind, &times)
-    }
-
     /// Takes the whiteouts out of a directory that holds nothing else, which hides the lower as before.
     fn empty_out(&self, dir: &DirFd, name: Name<'_>) -> Result<()> {
         let emptied = self.open_dir(dir, name)?;
@@ -233,12 +213,6 @@ impl UpperDir {
         };
         self.apply_attr(&found, before.kind, &times)
     }
-}
-
-/// What writing takes from a file.
-struct Before {
-    stat: Stat,
-    capability: Option<Vec<u8>>,
 }
 
 const CAPABILITY: &[u8] = b"security.capability";
@@ -328,8 +302,12 @@ impl Upper for UpperDir {
 
     fn find(&self, of: Target<'_, Self>) -> Result<(Stat, Marks)> {
         let of = self.resolve(of);
-        let stat = self.raw_stat(&of)?;
-        let (mut marks, mut stat) = self.space.read(&of, stat)?;
+        let raw = self.raw_stat(&of)?;
+        let (mut marks, mut stat, noted) = self.space.read(&of, raw)?;
+        if noted {
+            self.recover_kept(&of, &raw)?;
+            stat = self.space.overridden(&of, self.raw_stat(&of)?)?;
+        }
         if !self.space.marks_all()
             && !marks::bears_marks(stat.kind)
             && let Some(record) = self.unmarked.lock().get(&stat.ino.0)
@@ -488,15 +466,24 @@ impl Upper for UpperDir {
         rustix::fs::unlinkat(index, name.as_bytes(), AtFlags::empty()).map_err(failed)
     }
 
+    fn keep(&self, of: Target<'_, Self>) -> Result<Kept> {
+        self.keep_noted(of)
+    }
+
+    fn give_back(&self, of: Target<'_, Self>, kept: &Kept) -> Result<()> {
+        self.give_back_noted(&self.resolve(of), kept)
+    }
+
     fn fill(&self, of: Target<'_, Self>, body: Source<'_>, size: u64) -> Result<()> {
-        let before = self.before_writing(of)?;
         let file = self.open(of)?;
-        if copy::body(body, file.as_fd(), size, self.durability)? == copy::Synced::No {
-            // The mark that is dropped below says that the body is there: it must be.
-            overlay::UpperFile::sync(&file, true)?;
-        }
+        overlay::upper::unseen(self, of, || {
+            if copy::body(body, file.as_fd(), size, self.durability)? == copy::Synced::No {
+                // The mark that is dropped below says that the body is there: it must be.
+                overlay::UpperFile::sync(&file, true)?;
+            }
+            Ok(())
+        })?;
         let of = self.resolve(of);
-        self.as_before(&of, &before)?;
         self.space.remove(&of, marks::METACOPY)?;
         self.space.remove(&of, marks::REDIRECT)
     }
@@ -556,17 +543,16 @@ impl Upper for UpperDir {
 
     fn clone_body(&self, of: Target<'_, Self>, body: &dyn overlay::LowerFile) -> Result<bool> {
         let Some(from) = body.fd() else { return Ok(false) };
-        let before = self.before_writing(of)?;
         let file = self.open(of)?;
-        match rustix::fs::ioctl_ficlone(&file, from) {
-            Ok(()) => {}
-            Err(raw @ (Raw::NOSPC | Raw::DQUOT | Raw::IO)) => {
-                return Err(error(|| "share a body's blocks".into(), raw));
-            }
-            Err(_) => return Ok(false),
+        let cloned = overlay::upper::unseen(self, of, || match rustix::fs::ioctl_ficlone(&file, from) {
+            Ok(()) => Ok(true),
+            Err(raw @ (Raw::NOSPC | Raw::DQUOT | Raw::IO)) => Err(error(|| "share a body's blocks".into(), raw)),
+            Err(_) => Ok(false),
+        })?;
+        if !cloned {
+            return Ok(false);
         }
         let of = self.resolve(of);
-        self.as_before(&of, &before)?;
         self.space.remove(&of, marks::METACOPY)?;
         self.space.remove(&of, marks::REDIRECT)?;
         Ok(true)

@@ -66,6 +66,7 @@ impl UpperDir {
             whole: Mutex::default(),
             noted: Mutex::new(noted.is_some()),
             unmarked: Mutex::default(),
+            kept: Mutex::default(),
         };
         this.read_unmarked()?;
         stage::empty_dir(&this.tmp)?;

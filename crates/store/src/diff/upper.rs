@@ -8,6 +8,7 @@ use backing::override_stat::{self, Override};
 use backing::sys;
 use backing::upper::{Mark, OriginRecord};
 use layer::{Dev, FileType, Name, NameBuf, Slot, Stat, TreePath};
+use overlay::upper::Kept;
 use rustix::io::Errno;
 
 use crate::ids;
@@ -30,6 +31,8 @@ pub(crate) struct Found {
     /// A file that stands for something of another kind.
     pub(crate) stands_in: bool,
     pub(crate) redirect: Option<Redirect>,
+    /// What a crash took from it while its body was brought up.
+    kept: Option<Kept>,
     /// What a program sees, sorted by name.
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -52,6 +55,7 @@ pub(crate) enum Redirect {
     Bad,
 }
 
+const CAPABILITY: &[u8] = b"security.capability";
 const NAMESPACES: [&[u8]; 2] = [b"trusted.", b"user."];
 /// The union's own, another union's, and the host's policy: no part of the content.
 const PRIVATE: [&[u8]; 4] = [b"trusted.plyfs.", b"user.plyfs.", b"user.fuseoverlayfs.", b"security.selinux"];
@@ -116,11 +120,20 @@ impl Found {
             recorded: false,
             stands_in: false,
             redirect: None,
+            kept: None,
             xattrs: Vec::new(),
         }
     }
 
     fn settle(&mut self, raw: FileType) {
+        if let Some(kept) = self.kept.take() {
+            self.stat.mtime = kept.mtime;
+            self.stat.perm = kept.perm.filter(|_| !self.recorded).unwrap_or(self.stat.perm);
+            if let Some(capability) = kept.capability {
+                self.xattrs.retain(|(name, _)| name != CAPABILITY);
+                self.xattrs.push((CAPABILITY.to_vec(), capability));
+            }
+        }
         self.xattrs.sort();
         if !self.recorded {
             ids::as_meant(&mut self.stat);
@@ -138,6 +151,7 @@ impl Found {
                 Some(Mark::Metacopy) => self.metacopy = self.stat.kind == FileType::File,
                 Some(Mark::Whiteout) => self.whiteout |= self.stat.kind == FileType::File && self.stat.size == 0,
                 Some(Mark::Partial(limit)) => self.partial = Some(limit),
+                Some(Mark::Kept(kept)) => self.kept = Some(kept),
                 Some(Mark::Origin(record)) => self.origin = Origin::of(&record),
                 None => {}
             }
