@@ -35,6 +35,8 @@ const PARTIAL: &str = "overlay.plyfs.partial";
 const KEPT: &str = "overlay.plyfs.kept";
 const TRUSTED_KEPT: &[u8] = b"trusted.overlay.plyfs.kept";
 const USER_KEPT: &[u8] = b"user.overlay.plyfs.kept";
+/// Ours, on the upper's root: a union of ours wrote it.
+pub(super) const OURS: &str = "overlay.plyfs.ours";
 /// Ours, on the index: the key of the layers whose files without a mark are there.
 const INDEX_KEY: &str = "overlay.plyfs.layers";
 const OVERRIDE: &[u8] = crate::override_stat::NAME;

@@ -32,7 +32,6 @@ impl UpperDir {
             let why = "workdir must be on the same filesystem as upperdir";
             return Err(Error::fault(format!("use workdir {}", work.display()), Errno::EXDEV, why));
         }
-        let to_take_over = taken_over::begin(&root, &work_fd).map_err(doing("look into", work))?;
         let own = subdir(&work_fd, "plyfs").map_err(doing("make plyfs/ in workdir", work))?;
         let lock = lock(&own).map_err(|raw| match raw {
             Raw::WOULDBLOCK => Error::fault(
@@ -42,6 +41,7 @@ impl UpperDir {
             ),
             raw => doing("lock workdir", work)(raw),
         })?;
+        let to_take_over = taken_over::begin(&root, &work_fd, &own).map_err(doing("look into", work))?;
         let tmp = subdir(&own, "tmp").map_err(doing("make plyfs/tmp in workdir", work))?;
         let index = subdir(&own, "index").map_err(doing("make plyfs/index in workdir", work))?;
         let partial = subdir(&own, "partial").map_err(doing("make plyfs/partial in workdir", work))?;
@@ -73,6 +73,8 @@ impl UpperDir {
         this.sweep_partials()?;
         if to_take_over {
             this.take_over(&work_fd)?;
+        } else {
+            this.mark_ours()?;
         }
         Ok(this)
     }

@@ -2,14 +2,15 @@
 //!
 //! It hides names by empty files `.wh.NAME` where it cannot make devices, and marks opaque directories by an empty `.wh..wh..opq`
 //! and by attributes of several names (seen with 1.10 and 2.0.0). In a mount of ours such names are ordinary, so they are understood
-//! only in an upper that was never ours: a note beside `plyfs/` in the work directory, made before it, says that this is under way.
+//! only in an upper that was never ours. An upper of ours bears a mark on its root, whatever work directory it is used with; it is set
+//! when nothing is to be taken over any more, and until then a note in the work directory says that this is under way.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use layer::whiteout::{Spelling, spelling};
 use layer::{FileType, Name, NameBuf};
-use overlay::{Result, Upper};
+use overlay::{Error, Result, Upper};
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno as Raw;
 
@@ -18,20 +19,43 @@ use super::{DirFd, Found, UpperDir, error, marks};
 /// Lies in the work directory until an upper is taken over.
 const NOTE: &str = "plyfs.taking-over";
 
-/// Notes that the upper is to be taken over, if it holds something and was never ours; tells whether it is.
-pub(super) fn begin(root: &OwnedFd, work: &OwnedFd) -> rustix::io::Result<bool> {
-    let there = |name: &str| match rustix::fs::statat(work, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(_) => Ok(true),
-        Err(Raw::NOENT) => Ok(false),
-        Err(raw) => Err(raw),
-    };
-    if there("plyfs")? || is_empty(root)? || is_the_kernels(root) {
-        return there(NOTE);
+/// Notes that the upper is to be taken over, if it holds something and was never ours; tells whether it is. `own` is ours alone by
+/// now: of two who open an upper at once the second decides when the first is done, or not at all.
+pub(super) fn begin(root: &OwnedFd, work: &OwnedFd, own: &OwnedFd) -> rustix::io::Result<bool> {
+    if is_ours(root) {
+        // A crash came before the note was dropped.
+        return match rustix::fs::unlinkat(work, NOTE, AtFlags::empty()) {
+            Ok(()) | Err(Raw::NOENT) => Ok(false),
+            Err(raw) => Err(raw),
+        };
+    }
+    if there(work, NOTE)? {
+        return Ok(true);
+    }
+    // Folders there are those of an upper of ours that bears no mark: it is older, or could bear none.
+    if there(own, "tmp")? || is_empty(root)? || is_the_kernels(root) {
+        return Ok(false);
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let note = rustix::fs::openat(work, NOTE, flags, Mode::RUSR | Mode::WUSR)?;
     rustix::fs::fsync(&note)?;
+    rustix::fs::fsync(work)?;
     Ok(true)
+}
+
+fn there(dir: &OwnedFd, name: &str) -> rustix::io::Result<bool> {
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(true),
+        Err(Raw::NOENT) => Ok(false),
+        Err(raw) => Err(raw),
+    }
+}
+
+/// Tells whether the root bears our mark, as root or an ordinary user set it.
+fn is_ours(root: &OwnedFd) -> bool {
+    ["trusted.", "user."]
+        .iter()
+        .any(|space| rustix::fs::fgetxattr(root, [space, marks::OURS].concat(), &mut [0u8; 0][..]).is_ok())
 }
 
 /// Tells whether the kernel's overlayfs wrote this upper: there too names that begin with `.wh.` are ordinary. It notes its own UUID on
@@ -64,7 +88,24 @@ impl UpperDir {
         }
         let failed = |raw| error(|| "take over an upper of fuse-overlayfs".into(), raw);
         rustix::fs::syncfs(work).map_err(failed)?;
+        self.mark_ours()?;
         rustix::fs::unlinkat(work, NOTE, AtFlags::empty()).map_err(failed)
+    }
+
+    /// Marks the root of an upper as ours. One that cannot bear the mark is known by its work directory alone.
+    pub(super) fn mark_ours(&self) -> Result<()> {
+        if is_ours(&self.root) {
+            return Ok(());
+        }
+        match self.space.set(&Found::Open(self.root.as_fd()), marks::OURS, b"y") {
+            Err(Error::Answer(errno)) => {
+                log::info!(
+                    "the upper's root bears no mark of ours ({errno}): keep it together with its work directory"
+                );
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// Takes one directory over; returns those in it.
@@ -180,6 +221,85 @@ mod tests {
         let open = UpperDir::open(&upper, &work, settings()).unwrap();
         let dir = open.open_dir(&open.root(), name("dir")).unwrap();
         assert_eq!(listed(&open, &dir), ["-gone", ".wh.later", "anew"]);
+    }
+
+    #[test]
+    fn an_upper_of_ours_with_a_new_work_directory_is_never_taken_over() {
+        let scratch = tempfile::tempdir().unwrap();
+        let upper = scratch.path().join("upper");
+        fs::create_dir(&upper).unwrap();
+        for user_marks in [true, false] {
+            let work = scratch.path().join(format!("work-{user_marks}"));
+            fs::create_dir(&work).unwrap();
+            let open = UpperDir::open(&upper, &work, Settings { user_marks, ..settings() }).unwrap();
+            let expected: &[&str] = if user_marks { &[] } else { &[".wh.name"] };
+            assert_eq!(listed(&open, &open.root()), expected);
+            assert!(!work.join(NOTE).exists());
+            // The mark is the union's own.
+            let root = open.root();
+            assert_eq!(open.xattr_names(overlay::upper::Target::Dir(&root)).unwrap(), Vec::<Vec<u8>>::new());
+            drop(open);
+            private(&upper.join(".wh.name"));
+        }
+    }
+
+    #[test]
+    fn an_upper_of_ours_from_before_the_mark_is_known_by_its_work_directory() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (upper, work) = (scratch.path().join("upper"), scratch.path().join("work"));
+        fs::create_dir(&upper).unwrap();
+        fs::create_dir_all(work.join("plyfs/tmp")).unwrap();
+        private(&upper.join(".wh.name"));
+        let open = UpperDir::open(&upper, &work, settings()).unwrap();
+        assert_eq!(listed(&open, &open.root()), [".wh.name"]);
+        assert!(is_ours(&open.root) && !work.join(NOTE).exists());
+    }
+
+    #[test]
+    fn of_two_who_open_a_foreign_upper_at_once_only_one_takes_it_over() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (upper, work) = (scratch.path().join("upper"), scratch.path().join("work"));
+        fs::create_dir(&upper).unwrap();
+        fs::create_dir(&work).unwrap();
+        private(&upper.join(".wh.gone"));
+        let start = std::sync::Barrier::new(2);
+        let open = || {
+            start.wait();
+            // Whoever is refused had to wait until the other was done.
+            UpperDir::open(&upper, &work, settings()).ok().map(|open| listed(&open, &open.root()))
+        };
+        let seen = std::thread::scope(|scope| [scope.spawn(open), scope.spawn(open)].map(|one| one.join().unwrap()));
+        assert!(seen.iter().flatten().all(|listed| listed == &["-gone"]), "{seen:?}");
+        assert!(seen.iter().any(Option::is_some), "{seen:?}");
+        assert!(!work.join(NOTE).exists());
+    }
+
+    #[test]
+    fn who_is_refused_an_upper_leaves_no_note() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (upper, work) = (scratch.path().join("upper"), scratch.path().join("work"));
+        fs::create_dir(&upper).unwrap();
+        fs::create_dir_all(work.join("plyfs")).unwrap();
+        private(&upper.join(".wh.name"));
+        // The other has the lock, and has not got further.
+        let lock = fs::File::create(work.join("plyfs/lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        assert!(UpperDir::open(&upper, &work, settings()).is_err());
+        assert!(!work.join(NOTE).exists());
+    }
+
+    #[test]
+    fn a_note_that_outlived_the_take_over_is_dropped() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (upper, work) = (scratch.path().join("upper"), scratch.path().join("work"));
+        fs::create_dir(&upper).unwrap();
+        fs::create_dir(&work).unwrap();
+        drop(UpperDir::open(&upper, &work, settings()).unwrap());
+        fs::write(work.join(NOTE), b"").unwrap();
+        private(&upper.join(".wh.name"));
+        let open = UpperDir::open(&upper, &work, settings()).unwrap();
+        assert_eq!(listed(&open, &open.root()), [".wh.name"]);
+        assert!(!work.join(NOTE).exists());
     }
 
     #[test]
