@@ -70,7 +70,12 @@ fn serve<L: Lower>(options: &Options, daemon: Daemon, lower: L, space_of: &Path)
     let upper = upper.transpose().map_err(failure)?;
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let space_of = rustix::fs::open(space_of, directory, Mode::empty()).ok().map(Arc::new);
-    let wishes = Wishes { space_of, ..wishes(options, lower.has_acls() || upper.is_some()) };
+    let wishes = Wishes {
+        space_of,
+        bare: options.enabled(Feature::Bare) && daemon.may_lack_attributes(),
+        always_plus: upper.is_none(),
+        ..wishes(options, lower.has_acls() || upper.is_some())
+    };
     let settings = overlay::Options {
         ids: ids(&options.owners),
         lazy: options.enabled(Feature::LazyCopyUp),
@@ -128,6 +133,8 @@ fn wishes(options: &Options, acl: bool) -> Wishes {
         killpriv: on(Feature::KillPriv),
         acl: acl && on(Feature::Acl) && !options.no_acl,
         negative: on(Feature::NegativeEntries),
+        bare: false,
+        always_plus: false,
         ttl: options.timeout.unwrap_or(FOREVER),
         max_write: options.max_write.unwrap_or(1 << 20).clamp(4096, 16 << 20),
         follow: on(Feature::Follow) && options.threads.get() == 1,

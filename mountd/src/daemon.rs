@@ -27,10 +27,16 @@ pub const DAEMON_WORD: &str = "__mountd";
 /// A daemon that is set up and has not mounted yet.
 pub struct Daemon {
     life: Arc<Life>,
-    kind: &'static str,
+    program: Program,
 }
 
 impl Daemon {
+    /// Tells whether this mount may be one without extended attributes, which programs see by `EOPNOTSUPP` instead of `ENODATA`: podman
+    /// takes either; containerd, which calls the program by fuse-overlayfs's name, compares no layers then.
+    pub(crate) fn may_lack_attributes(&self) -> bool {
+        self.program == Program::Mountd
+    }
+
     /// Mounts, tells the caller that the mount answers, and serves `fs` until the mount is gone.
     ///
     /// `started` gets the means to tell the kernel what changed, after the handshake and before the first request.
@@ -39,7 +45,7 @@ impl Daemon {
     /// # Errors
     /// One line: the mount was refused, did not answer, or the session broke off.
     pub fn serve<F: Filesystem>(self, options: &Options, fs: F, started: impl FnOnce(Notifier)) -> Result<(), Failure> {
-        let device = self.life.mount(options, self.kind)?;
+        let device = self.life.mount(options, self.program.kind())?;
         let served = session::serve(fs, device, options, |notifier| {
             started(notifier);
             self.life.announce()
@@ -101,7 +107,7 @@ fn run(
     for note in &options.notes {
         log::info!("{note}");
     }
-    serve(options, Daemon { life: life.clone(), kind: program.kind() })
+    serve(options, Daemon { life: life.clone(), program })
 }
 
 fn read_options(words: &[OsString]) -> Result<Options, Failure> {

@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use layer::{FileType, Ino, Name, NameBuf, Slot, Stat, TreePath};
 use overlay::ids::Ids;
@@ -65,6 +65,10 @@ pub struct Scanned {
     /// How the union shows owners: taken back where a layer's mount has mapped them already.
     ids: Ids,
     slots: Slots,
+    /// Somebody asks for extended attributes: they are looked for ahead, too.
+    attributes_asked: AtomicBool,
+    /// All of it was read, and nothing has an extended attribute.
+    bare: AtomicBool,
 }
 
 impl Scanned {
@@ -88,7 +92,14 @@ impl Scanned {
         let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let layers = Layers::open(layers, usize::try_from(limit / 2).unwrap_or(usize::MAX))?;
         let slots = Slots::new(layers.devices.clone());
-        let scanned = Scanned { layers, options, ids, slots };
+        let scanned = Scanned {
+            layers,
+            options,
+            ids,
+            slots,
+            attributes_asked: AtomicBool::default(),
+            bare: AtomicBool::default(),
+        };
         scanned.add_root()?;
         Ok(scanned)
     }
@@ -316,6 +327,11 @@ impl Scanned {
     /// Reads the names of a slot's extended attributes, unless it is known to have none.
     fn xattr_names(&self, slot: Slot) -> Result<Vec<u8>> {
         let node = self.node(slot)?;
+        if node.xattrs.load(Ordering::Relaxed) == xattrs::UNKNOWN {
+            self.attributes_asked.store(true, Ordering::Relaxed);
+            let place = node.place();
+            self.look_for_xattrs(place.parent, place.position, NEIGHBOURS);
+        }
         if node.xattrs.load(Ordering::Relaxed) == xattrs::NONE {
             return Ok(Vec::new());
         }
@@ -323,8 +339,62 @@ impl Scanned {
             Some(name) => sys::xattr_names_at(dir, name.as_bytes()),
             None => sys::xattr_names_of(dir),
         })?;
-        node.xattrs.store(if names.is_empty() { xattrs::NONE } else { xattrs::SOME }, Ordering::Relaxed);
+        node.xattrs.store(known_xattrs(&names), Ordering::Relaxed);
         Ok(names)
+    }
+
+    /// Reads all directories and looks everything up for extended attributes, until there is one or something cannot be read.
+    fn all_bare(&self) -> Result<bool> {
+        let known = |slot: Slot| Ok(self.node(slot)?.xattrs.load(Ordering::Relaxed));
+        if !self.xattr_names(self.root())?.is_empty() {
+            return Ok(false);
+        }
+        let (mut all, mut dirs) = (vec![self.root()], vec![self.root()]);
+        while let Some(dir) = dirs.pop() {
+            let Some(listing) = self.listing(dir)? else { continue };
+            self.look_for_xattrs(dir, 0, u32::MAX);
+            for (_, slot) in (0..).map_while(|position| listing.get(position)) {
+                if known(slot)? == xattrs::SOME {
+                    return Ok(false);
+                }
+                dirs.push(slot);
+                all.push(slot);
+            }
+        }
+        // A hard link was looked at where its first name is, perhaps later than another.
+        Ok(all.into_iter().map(known).collect::<Result<Vec<_>>>()?.iter().all(|known| *known == xattrs::NONE))
+    }
+
+    /// Learns which entries of a directory have extended attributes: most have none, and whoever asks for those of one goes on
+    /// to the next. The directory is opened once, not for each. What fails stays unknown, and is told to whoever asks for it.
+    fn look_for_xattrs(&self, dir: Slot, from: u32, count: u32) {
+        let Ok(Some(listing)) = self.listing(dir) else { return };
+        let mut open: Vec<(u16, OwnedFd)> = Vec::new();
+        for position in from..from.saturating_add(count) {
+            let Some((name, slot)) = listing.get(position) else { return };
+            let Ok(node) = self.node(slot) else { continue };
+            let place = node.place();
+            // A hard link is looked at where its first name is.
+            if (place.parent, place.position) != (dir, position)
+                || node.xattrs.load(Ordering::Relaxed) != xattrs::UNKNOWN
+            {
+                continue;
+            }
+            let at = match open.iter().position(|(layer, _)| *layer == place.layer) {
+                Some(at) => at,
+                None => {
+                    let Ok(path) = self.dir_path(dir, place.layer) else { continue };
+                    let Ok(fd) = self.layers.open_at(place.layer, &path, OFlags::PATH | OFlags::DIRECTORY) else {
+                        continue;
+                    };
+                    open.push((place.layer, fd));
+                    open.len() - 1
+                }
+            };
+            if let Ok(names) = sys::xattr_names_at(&open[at].1, name.as_bytes()) {
+                node.xattrs.store(known_xattrs(&names), Ordering::Relaxed);
+            }
+        }
     }
 
     fn xattr_value(&self, slot: Slot, attribute: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -344,6 +414,15 @@ impl Scanned {
             value => value,
         }
     }
+}
+
+/// How many entries behind the one that was asked for are looked at for extended attributes.
+const NEIGHBOURS: u32 = 128;
+
+/// Tells whether there is any attribute that is not the union's own.
+fn known_xattrs(names: &[u8]) -> u8 {
+    let shown = |name: &[u8]| !name.is_empty() && !marks::is_private(name);
+    if names.split(|&b| b == 0).any(shown) { xattrs::SOME } else { xattrs::NONE }
 }
 
 /// As the kernel's overlayfs shows merged directories: "not counted", to programs that count on subdirectories.
@@ -473,8 +552,21 @@ impl Lower for Scanned {
         let Ok(Some(listing)) = self.listing(dir) else { return };
         for (_, slot) in (0..).map_while(|position| listing.get(position)) {
             // A failure is told to whoever asks for it.
-            self.listing(slot).ok();
+            if let Ok(Some(_)) = self.listing(slot)
+                && self.attributes_asked.load(Ordering::Relaxed)
+            {
+                self.look_for_xattrs(slot, 0, u32::MAX);
+            }
         }
+    }
+
+    fn find_whether_bare(&self) {
+        // What cannot be read is told to whoever asks for it.
+        self.bare.store(self.all_bare().unwrap_or(false), Ordering::Release);
+    }
+
+    fn is_bare(&self) -> bool {
+        self.bare.load(Ordering::Acquire)
     }
 
     fn has_acls(&self) -> bool {

@@ -343,6 +343,49 @@ fn what_was_read_ahead_is_in_memory() {
     assert!(children(&lower, slot(&lower, "d/sub")).is_err());
 }
 
+/// The names of a file's own attributes, as `user.*`.
+fn own_attributes(lower: &Scanned, path: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    lower.xattrs(slot(lower, path), &mut |name, _| names.push(String::from_utf8(name.to_vec()).unwrap())).unwrap();
+    names.retain(|name| name.starts_with("user."));
+    names
+}
+
+/// Has a layer's file bear an attribute that it had not when the layer was read.
+fn add_attribute(stack: &Stack, layer: usize, path: &str) {
+    rustix::fs::lsetxattr(stack.layers[layer].join(path), "user.late", b"", rustix::fs::XattrFlags::CREATE).unwrap();
+}
+
+#[test]
+fn who_asks_for_the_attributes_of_one_file_is_told_those_of_its_neighbours_from_memory() {
+    let stack = Stack::of([
+        vec![file("d/a", ""), file("d/c", ""), xattr("d/c", "user.shown", "c")],
+        vec![file("d/b", ""), file("d/d", ""), xattr("d/d", "user.overlay.origin", "d"), file("other/a", "")],
+    ]);
+    let lower = stack.open(ALL);
+    assert!(own_attributes(&lower, "d/a").is_empty());
+    for (layer, path) in [(1, "d/b"), (0, "d/c"), (1, "d/d"), (1, "other/a")] {
+        add_attribute(&stack, layer, path);
+    }
+    assert!(own_attributes(&lower, "d/b").is_empty() && own_attributes(&lower, "d/d").is_empty());
+    let mut shown = own_attributes(&lower, "d/c");
+    shown.sort();
+    assert_eq!(shown, ["user.late", "user.shown"]);
+    assert_eq!(own_attributes(&lower, "other/a"), ["user.late"]);
+}
+
+#[test]
+fn attributes_are_read_ahead_for_those_who_ask_for_any() {
+    let stack = Stack::of([vec![file("asked/f", ""), file("before/f", ""), file("d/sub/f", "")]]);
+    let lower = stack.open(ALL);
+    lower.read_ahead(lower.root());
+    add_attribute(&stack, 0, "before/f");
+    assert_eq!(own_attributes(&lower, "before/f"), ["user.late"]);
+    lower.read_ahead(slot(&lower, "d"));
+    add_attribute(&stack, 0, "d/sub/f");
+    assert!(own_attributes(&lower, "d/sub/f").is_empty());
+}
+
 #[test]
 fn files_of_every_kind_are_told_and_only_regular_ones_have_a_body() {
     let stack = Stack::of([vec![

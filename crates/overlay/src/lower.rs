@@ -84,6 +84,14 @@ pub trait Lower: Send + Sync + 'static {
     /// Reads what lies below a directory that is being walked, for who asks next; called from a thread beside.
     fn read_ahead(&self, _dir: Slot) {}
 
+    /// Reads all that is needed to answer [`Lower::is_bare`].
+    fn find_whether_bare(&self) {}
+
+    /// Tells whether it is known that nothing in this tree has an extended attribute.
+    fn is_bare(&self) -> bool {
+        false
+    }
+
     /// Tells whether any file or directory has a POSIX ACL (a guess on the safe side where that is not known).
     fn has_acls(&self) -> bool;
 

@@ -178,6 +178,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         self.lower.has_acls() || self.upper.as_ref().is_some_and(Upper::has_acls)
     }
 
+    /// Tells whether it is known that nothing here has an extended attribute, nor ever will.
+    pub fn is_bare(&self) -> bool {
+        self.upper.is_none() && self.lower.is_bare()
+    }
+
     pub(crate) fn writable(&self) -> Result<&U> {
         self.upper.as_ref().ok_or(Error::Answer(Errno::EROFS))
     }

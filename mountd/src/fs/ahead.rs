@@ -1,7 +1,7 @@
 //! Reading directories before they are asked for, while somebody walks a tree of plain directories.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use layer::Ino;
@@ -15,10 +15,17 @@ const WALK: Duration = Duration::from_millis(50);
 /// The most directories that wait; older ones are forgotten, the walk is past them.
 const WAITING: usize = 1024;
 
+/// Whoever asks for attributes so often on a walk goes through all of it.
+const MANY: u32 = 256;
+
 /// The directories that were listed a moment ago, and whether somebody reads below them.
 pub(crate) struct Ahead {
     state: Mutex<State>,
     busy: AtomicBool,
+    /// How often extended attributes were asked for.
+    attributes: AtomicU32,
+    /// Whether there are any at all was looked for.
+    looked: AtomicBool,
 }
 
 struct State {
@@ -28,7 +35,22 @@ struct State {
 
 impl Ahead {
     pub(super) fn new() -> Self {
-        Ahead { state: Mutex::new(State { last: None, waiting: Vec::new() }), busy: AtomicBool::new(false) }
+        Ahead {
+            state: Mutex::new(State { last: None, waiting: Vec::new() }),
+            busy: AtomicBool::new(false),
+            attributes: AtomicU32::new(0),
+            looked: AtomicBool::new(false),
+        }
+    }
+
+    /// Notes that extended attributes were asked for.
+    pub(super) fn asked(&self) {
+        self.attributes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells, once, whether it is worth to read all for attributes.
+    fn looks_through(&self) -> bool {
+        self.attributes.load(Ordering::Relaxed) >= MANY && !self.looked.swap(true, Ordering::Relaxed)
     }
 
     /// Notes a listing; tells whether a thread is to be started.
@@ -73,6 +95,10 @@ where
             while let Some(dir) = core.ahead.next() {
                 if let Some(slot) = core.overlay.lower().slot(dir) {
                     core.overlay.lower().read_ahead(slot);
+                }
+                if core.wishes.bare && core.ahead.looks_through() {
+                    core.overlay.lower().find_whether_bare();
+                    log::debug!("nothing here has an extended attribute: {}", core.overlay.is_bare());
                 }
             }
         });

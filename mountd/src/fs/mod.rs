@@ -49,8 +49,11 @@ pub struct Wishes {
     pub passthrough: bool,
     /// The backing files may lie on a stacked filesystem themselves.
     pub stacked: bool,
-    /// Directories are listed with attributes.
+    /// Directories are listed with attributes where the kernel finds that they are used.
     pub readdirplus: bool,
+    /// All of them are. Such a listing tells the number that the kernel knows an inode by, which in a union with an upper need not be
+    /// the one that programs are to see.
+    pub always_plus: bool,
     /// Requests about one directory come side by side.
     pub parallel_dirops: bool,
     /// Directories are opened without a request.
@@ -67,6 +70,8 @@ pub struct Wishes {
     pub acl: bool,
     /// Missing names are remembered.
     pub negative: bool,
+    /// A program that walks through a union without an extended attribute is told that there are none.
+    pub bare: bool,
     /// How long entries and attributes are kept.
     pub ttl: Duration,
     /// The longest write in bytes.
@@ -122,7 +127,8 @@ where
         let wishes = &self.core.wishes;
         let mut ask = |wanted: bool, flags: InitFlags| -> bool { wanted && config.add_capabilities(flags).is_ok() };
         ask(wishes.parallel_dirops, InitFlags::FUSE_PARALLEL_DIROPS);
-        ask(wishes.readdirplus, InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO);
+        ask(wishes.readdirplus, InitFlags::FUSE_DO_READDIRPLUS);
+        ask(wishes.readdirplus && !wishes.always_plus, InitFlags::FUSE_READDIRPLUS_AUTO);
         ask(wishes.no_opendir, InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         ask(wishes.cache_symlinks, InitFlags::FUSE_CACHE_SYMLINKS);
         ask(wishes.idmap, InitFlags::FUSE_ALLOW_IDMAP);

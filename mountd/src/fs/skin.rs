@@ -181,6 +181,13 @@ where
         }
     }
 
+    /// Tells whether the kernel need not ask for extended attributes any more, as there are none; it stops after one `ENOSYS`,
+    /// and programs get `EOPNOTSUPP`.
+    fn has_no_attributes(&self) -> bool {
+        self.ahead.asked();
+        self.wishes.bare && self.overlay.is_bare()
+    }
+
     fn setattr(self: &Arc<Self>, ino: Ino, set: &SetAttr, size: Option<u64>, by: By, by_handle: bool) -> Result<Attr> {
         if size.is_some() && !by_handle && self.pass.reads_lower(ino) {
             let access = if size == Some(0) { Access::Truncate } else { Access::Write };
@@ -626,12 +633,18 @@ where
 
     fn getxattr(&self, req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.core.follow.took(req.pid());
+        if self.core.has_no_attributes() {
+            return reply.error(Errno::ENOSYS);
+        }
         let value = or_reply!(reply, self.core.overlay.xattr(ino(node), name.as_bytes()));
         reply_xattr(reply, size, &value);
     }
 
     fn listxattr(&self, req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
         self.core.follow.took(req.pid());
+        if self.core.has_no_attributes() {
+            return reply.error(Errno::ENOSYS);
+        }
         let names = or_reply!(reply, self.core.overlay.xattr_names(ino(node)));
         let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
         reply_xattr(reply, size, &list);

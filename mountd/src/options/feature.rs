@@ -39,6 +39,7 @@ features! {
     ReadAhead "readahead" "The mount reads 1 MiB ahead."
     PrivateLower "privatelower" "Lower directories are opened through a private read-only clone of their mount."
     Reflink "reflink" "Copy-up shares blocks with the lower where the filesystem can."
+    Bare "bare" "A read-only mount without any extended attribute says so to a program that asks for many."
     Follow "follow" "The reader of requests goes to the processor of its only client."
     LazyCopyUp "lazycopyup" "Large files are copied up piece by piece."
 }

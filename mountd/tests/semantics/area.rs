@@ -351,6 +351,16 @@ impl Area {
         self.path(name)
     }
 
+    /// Mounts the lower alone at `name`, by the program under the name `called`.
+    pub(crate) fn mount_lower(&self, name: &str, called: &str) -> PathBuf {
+        std::fs::create_dir_all(self.path(name)).unwrap();
+        let mut program = Command::new(mountd_program());
+        std::os::unix::process::CommandExt::arg0(&mut program, called);
+        let options = format!("lowerdir={},plyfs.log={},debug", self.lowerdir(), self.log().display());
+        self.others.borrow_mut().push(Daemon::start_by(program, &options, &self.path(name)).unwrap());
+        self.path(name)
+    }
+
     pub(crate) fn unmount(&self) {
         let daemon = self.daemon.take().expect("mounted");
         daemon.end();

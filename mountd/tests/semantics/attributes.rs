@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, SystemTime};
 
-use crate::area::each;
+use crate::area::{Area, Way, each, once, wait_until};
 use crate::copy_up::acl;
 use crate::tree::*;
 
@@ -327,6 +327,88 @@ fn reading_a_file_of_the_upper_moves_its_access_time_as_its_disk_does() {
             area.remount();
             let moved = |path: &std::path::Path| meta(path).atime() != 1_000_000_000;
             assert_eq!((moved(&area.upper(name)), moved(&area.m(name))), (moved(&plain), moved(&plain)), "{name}");
+        }
+    });
+}
+
+/// Walks through a tree and asks for one attribute of everything and for the list; returns the errors of both, each once.
+fn ask_all(dir: &std::path::Path) -> (Vec<i32>, Vec<i32>) {
+    let (mut gets, mut lists) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        gets.extend(rustix::fs::lgetxattr(&path, "user.none", &mut [0; 16][..]).err().map(|e| e.raw_os_error()));
+        lists.extend(rustix::fs::llistxattr(&path, &mut [0; 512][..]).err().map(|e| e.raw_os_error()));
+        if meta(&path).is_dir() {
+            let (below, also) = ask_all(&path);
+            gets.extend(below);
+            lists.extend(also);
+        }
+    }
+    for errors in [&mut gets, &mut lists] {
+        errors.sort_unstable();
+        errors.dedup();
+    }
+    (gets, lists)
+}
+
+/// Asks again and again until the daemon has looked through all, and tells whether it found that there is nothing.
+fn looked_through(area: &Area, mounted: &std::path::Path) -> bool {
+    let said = |bare| {
+        let log = std::fs::read_to_string(area.log()).unwrap_or_default();
+        log.contains(&format!("nothing here has an extended attribute: {bare}"))
+    };
+    wait_until("all is looked through", || {
+        ask_all(mounted);
+        said(true) || said(false)
+    });
+    said(true)
+}
+
+fn many_files(area: &Area) {
+    for dir in 0..40 {
+        std::fs::create_dir(area.lower(&format!("d{dir}"))).unwrap();
+        for file in 0..8 {
+            put(&area.lower(&format!("d{dir}/{file}")), "x");
+        }
+    }
+}
+
+#[test]
+fn a_walk_through_a_read_only_mount_without_attributes_is_told_that_there_are_none() {
+    once(Way::Served, |area| {
+        many_files(area);
+        let mounted = area.mount_lower("bare", "plyfs-mountd");
+        assert_eq!(
+            rustix::fs::lgetxattr(mounted.join("d1"), "user.none", &mut [0; 16][..]),
+            Err(rustix::io::Errno::NODATA)
+        );
+        assert!(looked_through(area, &mounted));
+        assert_eq!(ask_all(&mounted), (vec![libc::EOPNOTSUPP], vec![libc::EOPNOTSUPP]));
+        assert_eq!(std::fs::read(mounted.join("d7/3")).unwrap(), b"x");
+    });
+}
+
+#[test]
+fn a_walk_through_a_read_only_mount_with_one_attribute_finds_it() {
+    once(Way::Served, |area| {
+        many_files(area);
+        set_xattr(&area.lower("d39/7"), "user.one", b"1").unwrap();
+        let mounted = area.mount_lower("bare", "plyfs-mountd");
+        assert!(!looked_through(area, &mounted));
+        assert_eq!(ask_all(&mounted).0, [libc::ENODATA]);
+        assert_eq!(xattr(&mounted.join("d39/7"), "user.one").as_deref(), Some(&b"1"[..]));
+    });
+}
+
+#[test]
+fn mounts_that_can_get_attributes_and_those_for_containerd_are_never_told_to_have_none() {
+    once(Way::Served, |area| {
+        many_files(area);
+        area.mount();
+        let mounted = [area.m(""), area.mount_lower("named", "fuse-overlayfs")];
+        for mounted in mounted.iter().cycle().take(20) {
+            let (gets, lists) = ask_all(mounted);
+            assert_eq!((gets, lists), (vec![libc::ENODATA], vec![]), "{}", mounted.display());
         }
     });
 }
