@@ -66,8 +66,7 @@ fn privileged() -> bool {
 }
 
 fn serve<L: Lower>(options: &Options, daemon: Daemon, lower: L, space_of: &Path) -> Result<(), Failure> {
-    let upper = options.upper.as_ref().map(|dirs| UpperDir::open(&dirs.upper, &dirs.work, settings(options)));
-    let upper = upper.transpose().map_err(failure)?;
+    let upper = open_upper(options)?;
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let space_of = rustix::fs::open(space_of, directory, Mode::empty()).ok().map(Arc::new);
     let wishes = Wishes {
@@ -84,7 +83,12 @@ fn serve<L: Lower>(options: &Options, daemon: Daemon, lower: L, space_of: &Path)
     let overlay = Overlay::new(lower, upper, settings).map_err(failure)?;
     let fs = Fs::new(overlay, wishes);
     let started = fs.on_start();
-    daemon.serve(options, fs, started)
+    daemon.serve(options, fs, started)?;
+    match options.leave {
+        // The end of the mount did that.
+        Settle::AtRest => Ok(()),
+        how => settle(options, how),
+    }
 }
 
 /// Brings the upper that `options` name to rest, without a mount.
@@ -97,15 +101,22 @@ pub(crate) fn settle(options: &Options, how: Settle) -> Result<(), Failure> {
 }
 
 fn settle_over<L: Lower>(options: &Options, lower: L, how: Settle) -> Result<(), Failure> {
-    let upper = options.upper.as_ref().map(|dirs| UpperDir::open(&dirs.upper, &dirs.work, settings(options)));
-    let upper = upper.transpose().map_err(failure)?;
     let settings = overlay::Options { ids: ids(&options.owners), ..overlay::Options::default() };
-    let overlay = Overlay::new(lower, upper, settings).map_err(failure)?;
-    let settled = match how {
-        Settle::AtRest => overlay.settle(),
-        Settle::Plain => overlay.settle_plain(),
-    };
-    settled.map_err(failure)
+    let overlay = Overlay::new(lower, open_upper(options)?, settings).map_err(failure)?;
+    match how {
+        Settle::AtRest => overlay.settle().map_err(failure),
+        Settle::Plain => overlay.settle_plain().map_err(failure),
+        Settle::Aufs => {
+            overlay.settle_plain().map_err(failure)?;
+            drop(overlay);
+            open_upper(options)?.map_or(Ok(()), UpperDir::into_aufs).map_err(failure)
+        }
+    }
+}
+
+fn open_upper(options: &Options) -> Result<Option<UpperDir>, Failure> {
+    let opened = options.upper.as_ref().map(|dirs| UpperDir::open(&dirs.upper, &dirs.work, settings(options)));
+    opened.transpose().map_err(failure)
 }
 
 fn settings(options: &Options) -> Settings {

@@ -66,6 +66,8 @@ pub enum Settle {
     AtRest,
     /// Without these, so that the kernel's overlayfs shows it to ordinary users too (`userxattr`).
     Plain,
+    /// In the AUFS form, without any marks: `.wh.NAME` for what is deleted, `.wh..wh..opq` in opaque directories.
+    Aufs,
 }
 
 /// Brings the upper that mount options name to rest, without a mount; the mount point that they name is not touched.

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use crate::Failure;
+use crate::{Failure, Settle};
 
 pub use feature::{Feature, FeatureSet};
 pub use ids::{IdMap, IdRange};
@@ -69,6 +69,8 @@ pub struct Options {
     pub user_xattr: bool,
     /// Which spellings of a whiteout count in the lower.
     pub whiteouts: Whiteouts,
+    /// How the upper is left when the mount ends.
+    pub leave: Settle,
     /// How long the kernel may keep entries and attributes; `None` as long as it likes.
     pub timeout: Option<Duration>,
     /// The longest write request in bytes.

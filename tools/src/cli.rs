@@ -163,7 +163,8 @@ pub(crate) enum Command {
     /// Bring what containers wrote to rest, for the kernel's overlayfs
     ///
     /// Completes what a mount that died left half copied. With --plain, also renamed directories and large files whose
-    /// metadata alone was changed, so that the kernel's overlayfs shows the same to ordinary users (userxattr).
+    /// metadata alone was changed, so that the kernel's overlayfs shows the same to ordinary users (userxattr). With
+    /// --whiteouts=aufs, for programs that read '.wh.' names.
     Settle(SettleArgs),
     /// Run a command where an ordinary user may mount
     ///
@@ -662,6 +663,18 @@ pub(crate) struct SettleArgs {
     /// Leave no redirects and no metadata-only copies
     #[arg(long)]
     pub(crate) plain: bool,
+    /// How deletions are spelled; 'aufs' is plain as well
+    #[arg(long, value_name = "FORM", default_value = "overlay")]
+    pub(crate) whiteouts: WhiteoutForm,
+}
+
+/// `plyfs settle --whiteouts`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WhiteoutForm {
+    /// Devices 0:0 and marks, for the kernel's overlayfs.
+    Overlay,
+    /// Files '.wh.NAME' and '.wh..wh..opq', and no marks.
+    Aufs,
 }
 
 #[derive(Debug, Args)]

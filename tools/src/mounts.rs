@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use store::{Container, Image, ImageMount, Lower, Mount, Process, Store};
 
-use crate::cli::{Kind, MountArgs, SettleArgs, UmountArgs, UnshareArgs};
+use crate::cli::{Kind, MountArgs, SettleArgs, UmountArgs, UnshareArgs, WhiteoutForm};
 use crate::print::{self, Column, row};
 use crate::{complain, for_each, namespace};
 
@@ -480,7 +480,11 @@ fn gone_within(process: &Process, time: Option<Duration>) -> bool {
 
 /// `plyfs settle`
 pub(crate) fn settle_containers(store: &Store, args: &SettleArgs, out: &mut dyn Write) -> Result<ExitCode> {
-    let how = if args.plain { Settle::Plain } else { Settle::AtRest };
+    let how = match (args.whiteouts, args.plain) {
+        (WhiteoutForm::Aufs, _) => Settle::Aufs,
+        (WhiteoutForm::Overlay, true) => Settle::Plain,
+        (WhiteoutForm::Overlay, false) => Settle::AtRest,
+    };
     for_each(&args.containers, |name| {
         let container = store.container(name)?;
         if let Some(mount) = container.mount.as_ref().filter(|mount| mount.is_live()) {

@@ -148,9 +148,23 @@ fn settled_container_mounts_by_the_kernels_overlayfs_over_its_image() {
         assert_eq!(kernels, ours, "plain: {plain}");
     }
     stage.ok(["umount", text(&lower)]);
+    // For who reads AUFS layers; we ourselves do so again when it is mounted.
+    let changes = stage.ok(["diff", "red"]);
+    assert_eq!(stage.ok(["settle", "--whiteouts", "aufs", "red"]), "red\n");
+    let hidden = Path::new(&dir("Upper")).join("var/.wh.cache");
+    assert_eq!(fs::metadata(&hidden).unwrap().len(), 0);
+    for command in [["diff", "red"], ["commit", "red"], ["export", "red"]] {
+        assert!(stage.fails(command).contains("plyfs settle red"), "{command:?}");
+    }
+    assert!(stage.fails(["explain", "red", "/var"]).contains("plyfs settle red"));
+    stage.ok(["settle", "red"]);
+    assert!(!hidden.exists());
+    assert_eq!(stage.ok(["diff", "red"]), changes);
+    stage.ok(["settle", "--whiteouts=aufs", "red"]);
     stage.ok(["mount", "red", text(&red)]);
     assert_eq!(seen(&red), ours);
     stage.ok(["umount", "red"]);
+    assert_eq!(stage.ok(["diff", "red"]), changes);
 }
 
 #[test]

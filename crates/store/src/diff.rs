@@ -88,6 +88,18 @@ impl Store {
     }
 }
 
+/// Refuses an upper that was left in the AUFS form: what it holds means something else there.
+pub(crate) fn not_aufs(container: &Container) -> Result<()> {
+    match backing::upper::is_aufs(&container.work).map_err(Error::at("look into", &container.work))? {
+        false => Ok(()),
+        true => {
+            let what = format!("container {}", container.name);
+            let why = format!("what it wrote is in the AUFS form; bring it back with: plyfs settle {}", container.name);
+            Err(Error::unsupported(what, why))
+        }
+    }
+}
+
 /// Returns the index of an empty root directory: what a first layer is compared with.
 fn nothing() -> Result<Index<Vec<u8>>> {
     let invalid = |why: String| Error::invalid("an empty layer", why);
@@ -182,6 +194,7 @@ impl<'a> Comparison<'a> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let upper =
             rustix::fs::open(&container.upper, flags, Mode::empty()).map_err(Error::at("open", &container.upper))?;
+        not_aufs(container)?;
         let own = container.work.join("plyfs");
         let epoch = match container.is_mounted() {
             // The daemon knows which of them are whole.

@@ -90,6 +90,7 @@ impl Store {
     /// # Errors
     /// The disk; layers that are gone.
     pub fn explain_container(&self, container: &Container, path: &TreePath) -> Result<Explanation> {
+        crate::diff::not_aufs(container)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root =
             rustix::fs::open(&container.upper, flags, Mode::empty()).map_err(Error::at("open", &container.upper))?;

@@ -15,7 +15,7 @@ use super::{
     Access, DirNlink, Durability, FeatureSet, IdMap, ImageLower, LowerDirs, MAX_LAYERS, MountOptions, Options, Owners,
     Stay, UpperDirs, Whiteouts, XattrPermissions,
 };
-use crate::Failure;
+use crate::{Failure, Settle};
 
 /// The longest path that a system call takes (`PATH_MAX` without its NUL, limits.h).
 const PATH_MAX: usize = 4095;
@@ -77,6 +77,7 @@ struct Draft {
     volatile: bool,
     user_xattr: bool,
     whiteouts: Whiteouts,
+    leave: Option<Settle>,
     timeout: Option<Duration>,
     max_write: Option<u32>,
     threads: Option<NonZeroUsize>,
@@ -135,6 +136,10 @@ impl Draft {
             "plyfs.disable" => self.disabled = given.features()?,
             "plyfs.whiteouts" => {
                 self.whiteouts = given.one_of(&[("all", Whiteouts::Every), ("overlay", Whiteouts::Overlay)])?;
+            }
+            "plyfs.leave" => {
+                let forms = [("overlay", Settle::AtRest), ("plain", Settle::Plain), ("aufs", Settle::Aufs)];
+                self.leave = Some(given.one_of(&forms)?);
             }
             "plyfs.threads" => self.threads = NonZeroUsize::new(given.number(1..=64)? as usize),
             _ => return self.take_mount_option(given),
@@ -216,6 +221,7 @@ impl Draft {
             },
             user_xattr: self.user_xattr,
             whiteouts: self.whiteouts,
+            leave: self.leave.unwrap_or(Settle::AtRest),
             timeout: self.timeout,
             max_write: self.max_write,
             threads: self.threads.filter(|_| !line.single).unwrap_or(NonZeroUsize::MIN),

@@ -84,6 +84,10 @@ pub const OPTIONS: &[Known] = &[
         "plyfs.whiteouts=all|overlay",
         "overlay: only kernel overlayfs's whiteouts count, '.wh.x' is an ordinary file.",
     ),
+    obeyed(
+        "plyfs.leave=overlay|plain|aufs",
+        "The form in which the upper is left when the mount ends; overlay if not given.",
+    ),
     obeyed("plyfs.nlink=counted|one", "one: as static_nlink."),
     obeyed("plyfs.threads=N", "Threads that read requests, 1 to 64; 1 if not given."),
     // The mount itself.

@@ -265,6 +265,8 @@ fn values_are_typed() {
     assert_eq!((options.log, options.whiteouts), (Some("/l".into()), Whiteouts::Overlay));
     assert_eq!((options.mount.fsname, options.mount.subtype), (Some("a,b".into()), Some("x".into())));
 
+    assert_eq!((options.leave, with("lowerdir=/a,plyfs.leave=aufs").leave), (Settle::AtRest, Settle::Aufs));
+
     let options = with("lowerdir=/a,squash_to_root,fsync=0,fsync=1,plyfs.nlink=one,plyfs.nlink=counted");
     assert_eq!((options.owners.squash_uid, options.owners.squash_gid), (Some(0), Some(0)));
     assert_eq!((options.durability, options.dir_nlink), (Durability::Full, DirNlink::Counted));
@@ -303,6 +305,7 @@ fn wrong_values_are_named() {
         "plyfs.disable=passthru",
         "plyfs.whiteouts=aufs",
         "plyfs.threads=0",
+        "plyfs.leave=kernel",
         "plyfs.nlink=2",
         "verity=require",
         "plyfs.index=",

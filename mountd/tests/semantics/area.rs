@@ -291,13 +291,12 @@ impl Area {
     /// The options of the daemon.
     pub(crate) fn spelled(&self, upper: &str, work: &str) -> String {
         let [upper, work] = [upper, work].map(|name| self.path(name));
-        let mut options = format!(
-            "lowerdir={},upperdir={},workdir={},plyfs.log={}",
-            self.lowerdir(),
-            upper.display(),
-            work.display(),
-            self.log().display()
-        );
+        let dirs = format!("lowerdir={},upperdir={},workdir={}", self.lowerdir(), upper.display(), work.display());
+        self.with_the_rest(dirs)
+    }
+
+    fn with_the_rest(&self, mut options: String) -> String {
+        options.push_str(&format!(",plyfs.log={}", self.log().display()));
         if self.way == Way::Served {
             options.push_str(",plyfs.disable=passthrough");
         }
@@ -440,6 +439,12 @@ impl Area {
                 again.assert_same(&Tree::of(&self.m("")), "settled plainly", tree::Compare::Content);
                 self.unmount();
             }
+            if self.has_aufs_form() {
+                self.settle(Settle::Aufs);
+                self.assert_aufs_form();
+                let layer = self.view_as_a_layer();
+                again.assert_same(&layer, "as a layer, in the AUFS form", tree::Compare::Content);
+            }
         }
         if let Some(before) = &*self.before.borrow() {
             for (dir, before) in self.lowers.borrow().iter().zip(before) {
@@ -479,9 +484,61 @@ impl Area {
 impl Area {
     /// Takes redirects and metadata-only copies out of the upper at rest.
     pub(crate) fn settle_plain(&self) {
+        self.settle(Settle::Plain);
+    }
+
+    fn settle(&self, how: Settle) {
         let words: [std::ffi::OsString; 3] = ["-o".into(), self.spelled("upper", "work").into(), self.m("").into()];
         let Ok(Call::Mount(options)) = mountd::options::parse(&words) else { panic!("{words:?}") };
-        mountd::settle(&options, Settle::Plain).unwrap_or_else(|failure| panic!("settle: {failure}"));
+        mountd::settle(&options, how).unwrap_or_else(|failure| panic!("settle: {failure}"));
+    }
+
+    /// The upper on top of the lowers, read-only.
+    fn view_as_a_layer(&self) -> Tree {
+        std::fs::create_dir_all(self.path("merged")).unwrap();
+        let lowers = self.with_the_rest(format!("lowerdir={}:{}", self.path("upper").display(), self.lowerdir()));
+        let daemon = Daemon::start(&lowers, &self.path("merged")).unwrap();
+        let tree = Tree::of(&self.path("merged"));
+        daemon.end();
+        tree
+    }
+
+    /// Tells whether the form has a spelling for all that the upper holds.
+    fn has_aufs_form(&self) -> bool {
+        let is_read = !self.options.borrow().contains("plyfs.whiteouts=overlay");
+        is_read
+            && self.lowers.borrow().len() < mountd::options::MAX_LAYERS
+            && self.in_upper().iter().all(|(path, meta)| {
+                let name = path.file_name().unwrap().as_encoded_bytes();
+                !name.starts_with(b".wh.") && (name.len() <= 251 || !is_whiteout(meta))
+            })
+    }
+
+    /// No whiteout and no mark of a union is left.
+    fn assert_aufs_form(&self) {
+        for (path, meta) in self.in_upper() {
+            assert!(!is_whiteout(&meta), "{path:?} is a whiteout");
+            let marks = tree::xattrs(&path);
+            let mut marks = marks.keys().filter(|name| name.to_string_lossy().contains(".overlay."));
+            assert_eq!(marks.next(), None, "{path:?} bears a mark");
+        }
+    }
+
+    /// All that lies in the upper.
+    fn in_upper(&self) -> Vec<(PathBuf, std::fs::Metadata)> {
+        let mut todo = vec![self.path("upper")];
+        let mut all = Vec::new();
+        while let Some(dir) = todo.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                let meta = path.symlink_metadata().unwrap();
+                if meta.is_dir() {
+                    todo.push(path.clone());
+                }
+                all.push((path, meta));
+            }
+        }
+        all
     }
 
     /// The tree as the kernel's overlayfs shows it to ordinary users, and to root with nothing switched on.
@@ -524,4 +581,8 @@ impl Drop for KernelOverlay {
     fn drop(&mut self) {
         rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
     }
+}
+
+fn is_whiteout(meta: &std::fs::Metadata) -> bool {
+    rustix::fs::FileType::from_raw_mode(meta.mode()).is_char_device() && meta.rdev() == 0
 }

@@ -105,6 +105,34 @@ fn names_that_are_whiteouts_elsewhere_are_ordinary_in_a_mount() {
 }
 
 #[test]
+fn an_upper_is_left_in_the_aufs_form_and_used_again() {
+    each(|area| {
+        area.set_options("plyfs.leave=aufs");
+        for name in ["gone", "keep", "d/below"] {
+            dir(area.lower(name).parent().unwrap());
+            put(&area.lower(name), "below");
+        }
+        area.mount();
+        std::fs::remove_file(area.m("gone")).unwrap();
+        std::fs::remove_dir_all(area.m("d")).unwrap();
+        dir(&area.m("d"));
+        put(&area.m("d/new"), "above");
+        area.unmount();
+        assert_eq!(names(&area.upper("")), [".wh.gone", "d"]);
+        assert_eq!(names(&area.upper("d")), [".wh..wh..opq", "new"]);
+        area.mount();
+        assert_eq!(
+            (names(&area.m("")), names(&area.m("d"))),
+            (vec!["d".into(), "keep".into()], vec!["new".to_owned()])
+        );
+        put(&area.m("d/new"), "changed");
+        area.unmount();
+        assert_eq!(names(&area.upper("")), [".wh.gone", "d"]);
+        assert_eq!(names(&area.upper("d")), [".wh..wh..opq", "new"]);
+    });
+}
+
+#[test]
 fn names_of_our_own_are_ordinary_in_a_mount() {
     each(|area| {
         for name in ["work", "plyfs", "index", "lost+found", "#1"] {

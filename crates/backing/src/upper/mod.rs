@@ -6,6 +6,7 @@
 //! attribute call. Whiteouts are character devices 0:0; marks are extended attributes (kernel overlayfs.rst).
 
 mod attr;
+mod aufs;
 mod copy;
 mod file;
 mod kept;
@@ -31,6 +32,7 @@ use rustix::io::Errno as Raw;
 
 use crate::kernel_handle;
 
+pub use aufs::is_aufs;
 pub use file::File;
 pub use marks::{Mark, OriginRecord};
 pub use stage::Staged;

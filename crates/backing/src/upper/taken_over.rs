@@ -17,7 +17,7 @@ use rustix::io::Errno as Raw;
 use super::{DirFd, Found, UpperDir, error, marks};
 
 /// Lies in the work directory until an upper is taken over.
-const NOTE: &str = "plyfs.taking-over";
+pub(super) const NOTE: &str = "plyfs.taking-over";
 
 /// Notes that the upper is to be taken over, if it holds something and was never ours; tells whether it is. `own` is ours alone by
 /// now: of two who open an upper at once the second decides when the first is done, or not at all.
@@ -111,6 +111,7 @@ impl UpperDir {
     /// Takes one directory over; returns those in it.
     fn take_over_dir(&self, dir: &DirFd) -> Result<Vec<(DirFd, NameBuf)>> {
         let found = Found::Open(dir.as_fd());
+        let before = self.raw_stat(&found)?;
         let mut opaque = marks::opaque_elsewhere(&found)?;
         let (mut dirs, mut spelled) = (Vec::new(), Vec::new());
         let listed = self.list(dir)?;
@@ -140,6 +141,9 @@ impl UpperDir {
         for name in &spelled {
             rustix::fs::unlinkat(dir, name.as_bytes(), AtFlags::empty())
                 .map_err(|raw| error(|| format!("take over {} in the upper", name.as_name()), raw))?;
+        }
+        if !spelled.is_empty() {
+            self.give_times_back(&found, &before)?;
         }
         Ok(dirs)
     }
