@@ -71,6 +71,15 @@ common() {
   gives 126 "" "$as, $runtime: a command that is no program" run base /etc/passwd
   gives 1 "" "$as, $runtime: a command that ends with 1" run base false
   gives 0 "/made/for/this" "$as, $runtime: a directory that is not there is made" run -w /made/for/this base pwd
+  # A named volume: the image's content first, then what is written, whoever runs.
+  gives 0 "bash.bashrc" "$as, $runtime: a named volume has the image's content" run -v kept-$runtime:/etc base ls /etc
+  gives 0 "640 0:42" "$as, $runtime: with its owners and modes" run -v kept-$runtime:/v base stat -c '%a %u:%g' /v/shadow
+  gives 0 "" "$as, $runtime: it is written" run -u 33 -v kept-$runtime:/v base sh -c 'test ! -w /v/passwd'
+  gives 0 "" "$as, $runtime: by root" run -v kept-$runtime:/v base sh -c 'echo lasting > /v/new'
+  gives 0 "lasting" "$as, $runtime: and lasts" run -v kept-$runtime:/v:ro base cat /v/new
+  gives 0 "kept-$runtime" "$as, $runtime: it is listed" "${plyfs_as[@]}" volume ls -q
+  gives 0 "kept-$runtime" "$as, $runtime: it is removed" "${plyfs_as[@]}" volume rm kept-$runtime
+  gives 125 "no/such/dir" "$as, $runtime: a directory that is not there is refused" run -v /no/such/dir:/x base true
   gives 0 "uid=33(www-data) gid=42(shadow) groups=42(shadow)" "$as, $runtime: user and group" run -u 33:shadow base id
   gives 0 "[]" "$as, $runtime: a variable that is not set is not passed on" env -u NOT_SET_HERE "${plyfs_as[@]}" run --rm --runtime "$runtime" -e NOT_SET_HERE base sh -c 'echo "[$(env | grep NOT_SET_HERE)]"'
   gives 0 "instead of echo" "$as, $runtime: another entrypoint" run --entrypoint echo base instead of echo

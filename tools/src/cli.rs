@@ -11,6 +11,7 @@ use crate::bench::BenchArgs;
 use crate::filter;
 use crate::print::Format;
 use crate::registries::{LoginArgs, LogoutArgs, ManifestInspectArgs, PullArgs, PushArgs, SearchArgs};
+use crate::volumes::VolumeCommand;
 
 /// Container images as directories: load them once, mount them for as many containers as you like.
 #[derive(Debug, Parser)]
@@ -60,6 +61,7 @@ Containers:
   export      Write a container's whole tree as a tar
   explain     Show which layer a path comes from, and why
   rm          Remove containers                              (also: container rm)
+  volume      List and remove named volumes                  (volume ls, volume rm, volume prune)
 
 Mounts:
   mount       Mount a container read-write, or an image read-only
@@ -212,6 +214,9 @@ pub(crate) enum Command {
     /// Commands about containers
     #[command(subcommand)]
     Container(ContainerCommand),
+    /// Commands about named volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Commands about the store
     #[command(subcommand)]
     System(SystemCommand),
@@ -516,8 +521,8 @@ pub(crate) struct RunArgs {
     /// Set a variable; NAME alone passes yours on
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// Show a directory or file of the host in the container
-    #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
+    /// Show a directory or file of the host in the container, or a named volume, which is made when it is not there
+    #[arg(short, long = "volume", value_name = "SOURCE|NAME:TARGET[:ro]")]
     pub(crate) volumes: Vec<String>,
     /// The working directory inside
     #[arg(short, long, value_name = "DIR")]

@@ -24,6 +24,7 @@ mod save;
 mod snapshotter;
 mod tree;
 mod usage;
+mod volumes;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -66,6 +67,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Run(args) | Command::Container(ContainerCommand::Run(args)) => {
             return Ok(bundle::run::run(&root, &args));
         }
+        Command::Volume(command) => return volumes::run(&root, &command, out),
         Command::Sample(args) => sample::write(&args, out)?,
         Command::Login(args) => registries::login(&args, out)?,
         Command::Logout(args) => registries::logout(&args, out)?,
@@ -141,6 +143,7 @@ fn on_store(store: &Store, command: Command, out: &mut dyn Write) -> Result<Exit
         | Command::Manifest(_)
         | Command::Unshare(_)
         | Command::Run(_)
+        | Command::Volume(_)
         | Command::Snapshotter(_)
         | Command::LayerStore(_)
         | Command::InstallLinks(_)

@@ -95,7 +95,7 @@ fn total(bytes: u64, out: &mut dyn Write) -> Result<()> {
 }
 
 /// Asks whoever sits at a terminal.
-fn is_meant(force: bool, what: &str, out: &mut dyn Write) -> Result<bool> {
+pub(crate) fn is_meant(force: bool, what: &str, out: &mut dyn Write) -> Result<bool> {
     let stdin = std::io::stdin();
     if force || !stdin.is_terminal() {
         return Ok(true);

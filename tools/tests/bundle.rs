@@ -65,3 +65,37 @@ fn bundle_that_cannot_be_written_leaves_no_mount() {
     assert_eq!(stage.ok(["ps", "-aq"]).lines().count(), 1, "a container that did not start is removed");
     assert_eq!(mounts_below(&stage.path("")), Vec::<std::path::PathBuf>::new());
 }
+
+#[test]
+fn what_a_runtime_logs_does_not_change_how_a_command_ended() {
+    if !can_mount("what_a_runtime_logs_does_not_change_how_a_command_ended") {
+        return;
+    }
+    let stage = Stage::with_sample();
+    // Stands in for crun: it is called as 'PROGRAM --root DIR --log FILE ... run ... --pid-file FILE ID'.
+    let runtime = |name: &str, started: bool, status: u8, says: &str| {
+        let path = stage.path(name);
+        let note = if started { "echo 1 > \"$pid\"" } else { "" };
+        let script = format!(
+            "#!/bin/sh\nwhile [ $# -gt 0 ]; do case $1 in --log) log=$2;; --pid-file) pid=$2;; esac; shift; done\n\
+             echo '{{\"level\":\"error\",\"msg\":\"{says}\"}}' > \"$log\"\n{note}\nexit {status}\n"
+        );
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    };
+    for (name, started, status, says, code) in [
+        ("ran", true, 1, "cannot remove the cgroup: no such file or directory", 1),
+        ("ran-long", true, 7, "permission denied", 7),
+        ("ran-well", true, 0, "cannot remove the cgroup", 0),
+        ("missing", false, 1, "executable file not found in $PATH", 127),
+        ("closed", false, 1, "open executable: Permission denied", 126),
+        ("broken", false, 1, "cannot make a cgroup", 125),
+    ] {
+        let runtime = runtime(name, started, status, says);
+        let ran = stage.run(["run", "--rm", "--runtime", runtime.to_str().unwrap(), "plyfs/sample", "sh"]);
+        assert_eq!(ran.code, code, "{name}: {ran:?}");
+    }
+    assert_eq!(stage.ok(["ps", "-aq"]), "");
+    assert_eq!(mounts_below(&stage.path("")), Vec::<std::path::PathBuf>::new());
+}

@@ -47,6 +47,8 @@ pub struct Container {
     pub work: PathBuf,
     /// Where its daemon writes its log.
     pub log: PathBuf,
+    /// The named volumes that it was run with.
+    pub volumes: Vec<String>,
     /// Where it is mounted, or was when its daemon died.
     pub mount: Option<Mount>,
 }
@@ -83,6 +85,8 @@ struct ContainerRecord {
     image_name: String,
     diff_ids: Vec<String>,
     created: String,
+    #[serde(default)]
+    volumes: Vec<String>,
     mount: Option<Mount>,
 }
 
@@ -120,6 +124,15 @@ impl Store {
     /// [`Error::Exists`] for a name that is taken, [`Error::Invalid`] for one that is none, [`Error::NotFound`] for an image that is
     /// gone.
     pub fn create_container(&self, image: &Image, name: Option<&str>) -> Result<Container> {
+        self.create_container_with(image, name, &[])
+    }
+
+    /// Makes a container that is run with named volumes: they stay as long as it does.
+    ///
+    /// # Errors
+    /// As [`Store::create_container`].
+    pub fn create_container_with(&self, image: &Image, name: Option<&str>, volumes: &[String]) -> Result<Container> {
+        volumes.iter().try_for_each(|volume| check_name("volume", volume).map(drop))?;
         let _store = Lock::shared(&self.layout().lock())?;
         let lower = self.lower(image)?;
         let _records = Lock::exclusive(&self.layout().records_lock())?;
@@ -128,7 +141,7 @@ impl Store {
         let others = self.containers()?;
         let id = disk::random_id()?;
         let name = match name {
-            Some(name) => check_name(name)?,
+            Some(name) => check_name("container", name)?,
             None => free_name(&id, &others),
         };
         if let Some(other) = others.iter().find(|other| other.name == name) {
@@ -145,6 +158,7 @@ impl Store {
             image_name: image.label(),
             diff_ids: image.diff_ids.iter().map(DiffId::to_string).collect(),
             created: time::rfc3339(time::now()),
+            volumes: volumes.to_vec(),
             mount: None,
         };
         let unfinished = disk::unfinished(self.layout());
@@ -300,6 +314,7 @@ impl Store {
             "Upper": container.upper,
             "Work": container.work,
             "Log": container.log,
+            "Volumes": container.volumes,
             "Layers": container.diff_ids.iter().map(DiffId::to_string).collect::<Vec<_>>(),
             "Mount": container.mount.as_ref().map(|mount| json!({
                 "Target": mount.target,
@@ -386,6 +401,7 @@ pub(crate) fn read_container(dir: &Path) -> Result<Option<Container>> {
         upper: dir.join("upper"),
         work: dir.join("work"),
         log: dir.join("log"),
+        volumes: record.volumes,
         mount: record.mount,
         id: record.id,
         name: record.name,
@@ -400,6 +416,7 @@ fn to_record(container: &Container) -> ContainerRecord {
         image_name: container.image_name.clone(),
         diff_ids: container.diff_ids.iter().map(DiffId::to_string).collect(),
         created: time::rfc3339(container.created),
+        volumes: container.volumes.clone(),
         mount: container.mount.clone(),
     }
 }
@@ -413,14 +430,14 @@ pub(crate) fn to_json(record: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 /// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, as docker wants it.
-fn check_name(name: &str) -> Result<String> {
+pub(crate) fn check_name(of: &str, name: &str) -> Result<String> {
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     let inside = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
     match first && inside && name.len() <= NAME_MAX {
         true => Ok(name.to_owned()),
         false => {
             let why = format!("1 to {NAME_MAX} of a-z A-Z 0-9 _ . -, the first a letter or digit");
-            Err(Error::invalid(format!("container name '{}'", shown(name.as_bytes())), why))
+            Err(Error::invalid(format!("{of} name '{}'", shown(name.as_bytes())), why))
         }
     }
 }

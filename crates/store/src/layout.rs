@@ -8,7 +8,7 @@ use layer::{ChainId, DiffId, Digest};
 pub(crate) const VERSION: &str = "plyfs store 1\n";
 
 /// The directories that a store has, parents first.
-const DIRECTORIES: [&str; 15] = [
+const DIRECTORIES: [&str; 16] = [
     "objects",
     "layers",
     "folded",
@@ -22,6 +22,7 @@ const DIRECTORIES: [&str; 15] = [
     "snapshots",
     "leases",
     "lent",
+    "volumes",
     "ingest",
     "trash",
 ];
@@ -120,6 +121,14 @@ impl Layout {
     /// How often each layer is lent to another store's images.
     pub(crate) fn lent(&self) -> PathBuf {
         self.root.join("lent")
+    }
+
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    pub(crate) fn volume(&self, name: &str) -> PathBuf {
+        self.root.join("volumes").join(name)
     }
 
     pub(crate) fn ingest(&self) -> PathBuf {

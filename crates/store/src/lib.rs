@@ -58,6 +58,7 @@ mod store;
 mod tape;
 mod tar_writer;
 mod time;
+mod volumes;
 
 pub use commit::{CommitOptions, Committed};
 pub use containers::{Container, ImageMount, Mount};
@@ -83,3 +84,4 @@ pub use snapshots::{NewSnapshot, Snapshot, SnapshotKind, Usage};
 pub use source::Source;
 pub use store::Store;
 pub use time::{parse_rfc3339, rfc3339};
+pub use volumes::{Seed, Volume};

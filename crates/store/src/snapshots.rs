@@ -353,6 +353,7 @@ impl Snapshot {
             upper: self.upper.clone(),
             work: self.work.clone(),
             log: self.log.clone(),
+            volumes: Vec::new(),
             mount: self.mount.clone(),
         }
     }

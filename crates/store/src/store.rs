@@ -101,12 +101,17 @@ impl Store {
             return Ok(());
         }
         let Some(_store) = Lock::try_exclusive(&self.layout.lock())? else { return Ok(()) };
-        for name in disk::names(&self.layout.ingest())? {
-            log::info!("{name} in {} was left unfinished; deleting it", self.layout.ingest().display());
-            disk::remove_tree(&self.layout.ingest().join(name))?;
-        }
-        for name in disk::names(&self.layout.trash())? {
-            disk::remove_tree(&self.layout.trash().join(name))?;
+        for dir in [self.layout.ingest(), self.layout.trash()] {
+            for name in disk::names(&dir)? {
+                log::info!("{name} in {} was left unfinished or condemned; deleting it", dir.display());
+                match disk::remove_tree(&dir.join(name)) {
+                    // It was made in a user namespace, by users who exist there only; the next command in one can delete it.
+                    Err(Error::Io { cause, doing }) if cause.kind() == std::io::ErrorKind::PermissionDenied => {
+                        log::info!("{doing}: {cause}; it is left");
+                    }
+                    removed => removed?,
+                }
+            }
         }
         if unfinished.is_empty() { Ok(()) } else { gc::collect_orphans(self) }
     }

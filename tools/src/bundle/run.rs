@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
-use store::{Container, Store};
+use store::{Container, Seed, Store};
 
 use super::spec::{Ground, Wanted};
 use super::{Cgroups, ROOTFS, write_config};
@@ -56,25 +56,31 @@ fn run_container(root: &Path, args: &RunArgs) -> Result<ExitCode> {
     }
     let signals = Signals::new([SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2]).context("signals")?;
     let mut wanted = wanted(args)?;
+    let volumes = args.volumes.iter().map(|text| Volume::read(text)).collect::<Result<Vec<_>>>()?;
     let store = Store::open(root)?;
     let image = store.image(&args.image)?;
     let bundle = tempfile::Builder::new().prefix("plyfs-run.").tempdir().context("a temporary directory")?;
-    let container = store.create_container(&image, args.name.as_deref())?;
+    let named = volumes.iter().filter_map(|volume| match &volume.source {
+        Source::Named(name) => Some(name.clone()),
+        Source::Host(_) => None,
+    });
+    let container = store.create_container_with(&image, args.name.as_deref(), &named.collect::<Vec<_>>())?;
     let runtime = Runtime { program: runtime, bundle: bundle.path().to_path_buf(), id: container.id.clone() };
 
-    let started = prepare(&store, &container, &runtime, &mut wanted, args).and_then(|()| runtime.start(args, signals));
+    let started =
+        prepare(&store, &container, &runtime, &mut wanted, &volumes, args).and_then(|()| runtime.start(args, signals));
     let ran = match started {
         Ok(mut child) => child.wait().context("wait for the runtime").map_err(|error| (error, Keep::AsAsked)),
         // It has written nothing yet.
         Err(error) => Err((error, Keep::Nothing)),
     };
     let keep = if args.rm || matches!(ran, Err((_, Keep::Nothing))) { Keep::Nothing } else { Keep::AsAsked };
-    let refused = runtime.refusal();
+    let refused = ran.as_ref().ok().and_then(|status| runtime.refusal(*status));
     let cleaned = clean_up(&store, &container, &runtime, keep);
     drop(bundle);
     match (ran, cleaned) {
-        (Ok(status), Ok(())) => match refused.filter(|_| status.code() == Some(1)) {
-            Some(why) => Ok(ExitCode::from(code_of_refusal(&why))),
+        (Ok(status), Ok(())) => match refused {
+            Some(code) => Ok(ExitCode::from(code)),
             None => Ok(mounts::code_of(status)),
         },
         (Ok(_), Err(error)) => Err(error),
@@ -96,15 +102,24 @@ enum Keep {
 }
 
 /// Mounts the container and writes `config.json`.
-fn prepare(store: &Store, container: &Container, runtime: &Runtime, wanted: &mut Wanted, args: &RunArgs) -> Result<()> {
+fn prepare(
+    store: &Store,
+    container: &Container,
+    runtime: &Runtime,
+    wanted: &mut Wanted,
+    volumes: &[Volume],
+    args: &RunArgs,
+) -> Result<()> {
     let image = store.image_by_id(container.image)?;
     let rootfs = runtime.bundle.join(ROOTFS);
     fs::create_dir(&rootfs).with_context(|| rootfs.display().to_string())?;
     mounts::mount_container(store, container, &rootfs, &[])?;
     wanted.hostname = container.short_id().to_owned();
-    let mut own = name_files(&runtime.bundle, &wanted.hostname, args.network)?;
-    own.append(&mut wanted.mounts); // Volumes come last: they may lie on these.
-    wanted.mounts = own;
+    wanted.mounts = name_files(&runtime.bundle, &wanted.hostname, args.network)?;
+    // Volumes come last: they may lie on these.
+    for volume in volumes {
+        wanted.mounts.push(volume.to_mount(store, &rootfs)?);
+    }
     write_config(&image, wanted, &Ground::here()?, &runtime.bundle)
 }
 
@@ -134,31 +149,66 @@ fn wanted(args: &RunArgs) -> Result<Wanted> {
         host_network: args.network == Network::Host,
         terminal: args.tty,
         hostname: String::new(),
-        mounts: args.volumes.iter().map(|text| volume(text)).collect::<Result<_>>()?,
+        mounts: Vec::new(),
     })
 }
 
-/// Reads `SOURCE:TARGET[:ro|rw]`.
-fn volume(text: &str) -> Result<Value> {
-    let usage = "write -v SOURCE:TARGET or SOURCE:TARGET:ro";
-    let mut parts = text.split(':');
-    let (Some(source), Some(target)) = (parts.next(), parts.next()) else { bail!("-v {text}: {usage}") };
-    let mut mode = "rw";
-    for option in parts.flat_map(|options| options.split(',')) {
-        match option {
-            "ro" | "rw" => mode = option,
-            other => bail!("-v {text}: '{other}' is not known; {usage}"),
+/// A volume that was asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Volume {
+    source: Source,
+    target: String,
+    mode: &'static str,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Source {
+    /// A directory or file of the host.
+    Host(String),
+    /// A named volume of the store.
+    Named(String),
+}
+
+impl Volume {
+    /// Reads `SOURCE:TARGET[:ro|rw]`.
+    fn read(text: &str) -> Result<Self> {
+        let usage = "write -v SOURCE:TARGET or SOURCE:TARGET:ro";
+        let mut parts = text.split(':');
+        let (Some(source), Some(target)) = (parts.next(), parts.next()) else { bail!("-v {text}: {usage}") };
+        let mut mode = "rw";
+        for option in parts.flat_map(|options| options.split(',')) {
+            match option {
+                "ro" => mode = "ro",
+                "rw" => mode = "rw",
+                other => bail!("-v {text}: '{other}' is not known; {usage}"),
+            }
+        }
+        if !target.starts_with('/') {
+            bail!("-v {text}: {target} is not absolute; {usage}");
+        }
+        let target = target.to_owned();
+        if !source.is_empty() && !source.contains('/') && source != "." && source != ".." {
+            return Ok(Volume { source: Source::Named(source.to_owned()), target, mode });
+        }
+        let found =
+            fs::canonicalize(source).map_err(|error| anyhow!("-v {text}: {source}: {}", crate::reason(&error)))?;
+        let Some(found) = found.to_str() else { bail!("-v {text}: config.json can name paths in UTF-8 only") };
+        Ok(Volume { source: Source::Host(found.to_owned()), target, mode })
+    }
+
+    /// The mount as `config.json` has it; a named volume that is not there is made, with what the image has at its place.
+    fn to_mount(&self, store: &Store, rootfs: &Path) -> Result<Value> {
+        match &self.source {
+            Source::Host(path) => Ok(bind(path, &self.target, self.mode)),
+            Source::Named(name) => {
+                let path = store.make_volume(name, Some(Seed { root: rootfs, directory: &self.target }))?;
+                let Some(path) = path.to_str() else {
+                    bail!("{}: config.json can name paths in UTF-8 only", path.display())
+                };
+                Ok(bind(path, &self.target, self.mode))
+            }
         }
     }
-    if !target.starts_with('/') {
-        bail!("-v {text}: {target} is not absolute; {usage}");
-    }
-    if !source.contains('/') && source != "." && source != ".." {
-        bail!("-v {text}: there are no named volumes; name a directory: ./{source} or an absolute path");
-    }
-    let source = fs::canonicalize(source).map_err(|error| anyhow!("-v {text}: {source}: {}", crate::reason(&error)))?;
-    let Some(source) = source.to_str() else { bail!("-v {text}: config.json can name paths in UTF-8 only") };
-    Ok(bind(source, target, mode))
 }
 
 fn bind(source: &str, target: &str, mode: &str) -> Value {
@@ -216,12 +266,22 @@ impl Runtime {
         self.bundle.join("runtime.log")
     }
 
-    /// Why the runtime did not start the command, if it says so: it ends with 1 then, as many a command does.
-    fn refusal(&self) -> Option<String> {
-        let text = fs::read_to_string(self.log()).ok()?;
-        let errors = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut errors = errors.filter(|line| matches!(line["level"].as_str(), Some("error" | "fatal")));
-        errors.next_back()?["msg"].as_str().map(str::to_owned)
+    /// Where the runtime notes the container's process, once that is set up and its command was found.
+    fn pid_file(&self) -> PathBuf {
+        self.bundle.join("pid")
+    }
+
+    /// Docker's number, if the command was not run: the runtime ends with 1 then, as many a command does.
+    fn refusal(&self, status: ExitStatus) -> Option<u8> {
+        // Once there is a process, what it ends with counts, whatever the runtime complains of.
+        if status.code().is_none_or(|code| code == 0) || self.pid_file().exists() {
+            return None;
+        }
+        let log = fs::read_to_string(self.log()).unwrap_or_default(); // It may have had nothing to say.
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut errors = lines.filter(|line| matches!(line["level"].as_str(), Some("error" | "fatal")));
+        let last = errors.next_back();
+        Some(last.and_then(|line| line["msg"].as_str().map(code_of_refusal)).unwrap_or(NOT_RUN))
     }
 
     /// Starts the bundle; from now on, signals that we get are passed on.
@@ -230,7 +290,7 @@ impl Runtime {
         // With the terminal the runtime gets the terminal's signals by itself; it would stop if it read from another group.
         let shares_terminal = wants_input && std::io::stdin().is_terminal();
         let mut command = self.command();
-        command.arg("run").arg("--bundle").arg(&self.bundle).arg(&self.id);
+        command.arg("run").arg("--bundle").arg(&self.bundle).arg("--pid-file").arg(self.pid_file()).arg(&self.id);
         command.stdin(if wants_input { Stdio::inherit() } else { Stdio::null() });
         if !shares_terminal {
             command.process_group(0);
@@ -268,7 +328,7 @@ fn code_of_refusal(why: &str) -> u8 {
     let why = why.to_ascii_lowercase();
     if why.contains("no such file or directory") || why.contains("not found in $path") {
         NOT_FOUND
-    } else if why.contains("permission denied") || why.contains("exec format error") {
+    } else if ["permission denied", "exec format error", "open executable"].iter().any(|words| why.contains(words)) {
         NOT_EXECUTABLE
     } else {
         NOT_RUN
@@ -314,6 +374,7 @@ mod tests {
                 "runc run failed: unable to start container process: exec: \"/no/such\": stat /no/such: no such file or directory",
             ),
             (126, "open executable: Permission denied"),
+            (126, "open executable: Operation not permitted"),
             (126, "runc run failed: unable to start container process: exec: \"/etc\": permission denied"),
             (125, "cgroups in hybrid mode not supported, drop all controllers from cgroupv2"),
         ] {
@@ -323,13 +384,14 @@ mod tests {
 
     #[test]
     fn volumes_are_read_as_docker_reads_them() {
-        let made = volume("/tmp:/data:ro").unwrap();
-        assert_eq!(made["source"], "/tmp");
-        assert_eq!(made["destination"], "/data");
-        assert_eq!(made["options"], json!(["rbind", "rprivate", "ro"]));
-        assert_eq!(volume("/tmp:/data").unwrap()["options"][2], "rw");
-        for wrong in ["/tmp", "/tmp:data", "/tmp:/data:z", "named:/data", "/not/there:/data", ""] {
-            let said = volume(wrong).unwrap_err().to_string();
+        let made = Volume::read("/tmp:/data:ro").unwrap();
+        let host = Source::Host("/tmp".into());
+        assert_eq!(made, Volume { source: host, target: "/data".into(), mode: "ro" });
+        assert_eq!(Volume::read("/tmp:/data").unwrap().mode, "rw");
+        assert_eq!(Volume::read("named:/data").unwrap().source, Source::Named("named".into()));
+        assert!(matches!(Volume::read("./:/data").unwrap().source, Source::Host(_)));
+        for wrong in ["/tmp", "/tmp:data", "/tmp:/data:z", "named", "named:data", "/not/there:/data", "", ":/data"] {
+            let said = Volume::read(wrong).unwrap_err().to_string();
             assert!(said.starts_with(&format!("-v {wrong}: ")), "{said}");
         }
     }
