@@ -19,14 +19,17 @@ R() { P run --cgroups=disabled --network=none "${limits[@]}" "$@"; }
 B() { buildah --storage-driver overlay "$@"; }
 
 configure() { # configure DIR [LINE-OF-overlay-OPTIONS...]: a store of its own below DIR
-  mkdir -p "$1"/{home,runtime,tmp,graph,run}
-  chmod 700 "$1/runtime"
+  # The runtime directory is short: podman's clean-up, by conmon when a container ends, refuses more than 50 characters for
+  # .../containers in it, and podman run waits twenty seconds for it.
+  mkdir -p "$1"/{home,r,tmp,graph,run}
+  chmod 700 "$1/r"
+  ((${#1} <= 37)) || fail "$1: too long for podman"
   {
     printf '[storage]\ndriver = "overlay"\ngraphroot = "%s"\nrootless_storage_path = "%s"\nrunroot = "%s"\n' "$1/graph" "$1/graph" "$1/run"
     printf '[storage.options.overlay]\nmount_program = "%s"\n' "$mountd"
     printf '%s\n' "${@:2}"
   } > "$1/storage.conf"
-  export CONTAINERS_STORAGE_CONF=$1/storage.conf XDG_RUNTIME_DIR=$1/runtime HOME=$1/home TMPDIR=$1/tmp
+  export CONTAINERS_STORAGE_CONF=$1/storage.conf XDG_RUNTIME_DIR=$1/r HOME=$1/home TMPDIR=$1/tmp
 }
 
 # podman run comes back before podman has cleaned up behind it, in the background: until then rm may fail, and diff sees a mount with
@@ -35,8 +38,6 @@ settled() {
   local i
   for i in $(seq 100); do
     pgrep -f "__mountd.*$own/graph" >/dev/null || break
-    # An ordinary user's podman may leave it to the next command.
-    ((i % 20)) || P container cleanup --all >/dev/null 2>&1 || true
     sleep 0.1
   done
   sleep 0.2
