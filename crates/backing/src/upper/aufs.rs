@@ -40,19 +40,21 @@ impl UpperDir {
     /// changed then. Those of the system.
     pub fn into_aufs(self) -> Result<()> {
         self.walk(|dir, listed| self.can_be_spelled(dir, listed))?;
-        let failed = |raw| error(|| "note the AUFS form in the work directory".into(), raw);
-        self.note_aufs().map_err(failed)?;
+        self.note_aufs()?;
         self.walk(|dir, listed| self.spell(dir, listed))?;
         rustix::fs::syncfs(&self.root).map_err(|raw| error(|| "sync the upper".into(), raw))
     }
 
-    /// Says in the work directory that the upper is to be taken over when it is used next.
-    fn note_aufs(&self) -> rustix::io::Result<()> {
+    /// Says in the work directory that the upper is to be taken over when it is used next, and takes our mark off it.
+    fn note_aufs(&self) -> Result<()> {
+        let failed = |raw| error(|| "note the AUFS form in the work directory".into(), raw);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let work = rustix::fs::openat(&self.own, "..", directory, Mode::empty())?;
-        rustix::fs::fsync(rustix::fs::openat(&work, taken_over::NOTE, flags, Mode::RUSR | Mode::WUSR)?)?;
-        rustix::fs::fsync(work)
+        let work = rustix::fs::openat(&self.own, "..", directory, Mode::empty()).map_err(failed)?;
+        let note = rustix::fs::openat(&work, taken_over::NOTE, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+        rustix::fs::fsync(note).and_then(|()| rustix::fs::fsync(work)).map_err(failed)?;
+        self.space.remove(&Found::Open(self.root.as_fd()), marks::OURS)?;
+        rustix::fs::fsync(&self.root).map_err(failed)
     }
 
     /// Visits every directory, with what it holds.
