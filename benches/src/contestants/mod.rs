@@ -210,7 +210,7 @@ impl Contestant {
             }
             Kind::Plyfs { program, lower, options } => {
                 let words = plyfs_words(stack, *lower, options.as_deref(), &place)?;
-                Daemon::Ours(mountd::spawn(program, &words)?)
+                Daemon::Ours(mountd::spawn(&daemon_of(program), &words)?)
             }
             Kind::Command(template) => template.mount(&stack.layers, &place)?,
         };
@@ -238,6 +238,12 @@ fn plyfs_words(stack: &Stack, lower: PlyfsLower, options: Option<&str>, place: &
     let mut words: Vec<OsString> = all.into_iter().flat_map(|option| ["-o".into(), option]).collect();
     words.push(place.mnt.clone().into());
     Ok(words)
+}
+
+/// Returns the daemon that runtimes start, if it lies beside `plyfs`; else `plyfs` is the daemon, as for `plyfs mount`.
+fn daemon_of(program: &Path) -> PathBuf {
+    let beside = program.with_file_name("plyfs-mountd");
+    if beside.is_file() { beside } else { program.to_path_buf() }
 }
 
 /// Finds a program as a shell does.
