@@ -18,8 +18,9 @@ X() { "$plyfs" --root "$own/store" "$@"; }
 inside() { if [[ $who == root ]]; then "$@"; else podman unshare "$@"; fi; }
 
 begin() {
-  inside "$plyfs" --root "$own/store" layer-store "$own/layers" 2>> "$own/layer-store.log" & server=$!
-  local i
+  local i serve=("$plyfs" --root "$own/store" layer-store "$own/layers")
+  [[ $who == root ]] || serve=(podman unshare "${serve[@]}")
+  "${serve[@]}" 2>> "$own/layer-store.log" & server=$!
   for i in $(seq 100); do inside grep -q " $own/layers fuse" /proc/mounts && return; sleep 0.1; done
   fail "the layer store is not mounted: $(cat "$own/layer-store.log")"
 }

@@ -8,6 +8,9 @@ use layer::{Dev, FileType, Stat};
 /// The attribute's name.
 pub const NAME: &[u8] = b"user.containers.override_stat";
 
+/// What fuse-overlayfs 1.x calls it: its mode has the bits of the kind in it, and the kind is not said otherwise.
+pub const FUSE_OVERLAYFS: &[u8] = b"user.fuseoverlayfs.override_stat";
+
 /// What the attribute says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Override {

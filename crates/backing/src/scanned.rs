@@ -114,11 +114,13 @@ impl Scanned {
             |source: std::io::Error| OpenError::Layer { path: self.layers.shown(0, &TreePath::root()).into(), source };
         let root = self.layers.open_at(0, &TreePath::root(), OFlags::PATH).map_err(|e| failed(e.into()))?;
         let mut found = sys::stat_of(&root).map_err(|e| failed(e.into()))?;
-        if self.options.override_stat
-            && let Some(value) = sys::xattr_of(&root, override_stat::NAME).map_err(|e| failed(e.into()))?
-            && let Some(shown) = Override::parse(&value)
-        {
-            shown.apply(&mut found.stat);
+        for spelled in [override_stat::FUSE_OVERLAYFS, override_stat::NAME] {
+            if self.options.override_stat
+                && let Some(value) = sys::xattr_of(&root, spelled).map_err(|e| failed(e.into()))?
+                && let Some(shown) = Override::parse(&value)
+            {
+                shown.apply(&mut found.stat);
+            }
         }
         self.unmap(0, &mut found.stat);
         if self.layers.len() > 1 {

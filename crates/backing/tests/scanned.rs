@@ -276,6 +276,9 @@ fn records_of_owners_and_kinds_are_shown_where_wanted() {
         record("gone", "0:0:0000:char-0-0"),
         file("bad", "x"),
         record("bad", "0:0:door"),
+        // fuse-overlayfs 1.10's.
+        file("older", "x"),
+        xattr("older", "user.fuseoverlayfs.override_stat", "33:42:104711"),
     ]]);
     let lower = stack.open(RECORDS);
     let stat = |path: &str| lower.stat(slot(&lower, path)).unwrap();
@@ -287,8 +290,9 @@ fn records_of_owners_and_kinds_are_shown_where_wanted() {
     assert_eq!((stat("d").kind, stat("d").uid, stat("d").perm), (FileType::Dir, 42, 0o1777));
     assert_eq!((stat("").uid, stat("").perm), (7, 0o711));
     assert_eq!(stat("bad").kind, FileType::File);
-    shows(&stack, RECORDS, &["bad", "d", "link", "null"]);
-    shows(&stack, ALL, &["bad", "d", "gone", "link", "null"]);
+    assert_eq!((stat("older").uid, stat("older").gid, stat("older").perm), (33, 42, 0o4711));
+    shows(&stack, RECORDS, &["bad", "d", "link", "null", "older"]);
+    shows(&stack, ALL, &["bad", "d", "gone", "link", "null", "older"]);
     let plain = stack.open(ALL);
     assert_eq!(plain.stat(slot(&plain, "null")).unwrap().kind, FileType::File);
 }

@@ -253,9 +253,13 @@ fn examine(layer: &Layer<'_>, name: &[u8]) -> Result<Entry> {
 /// Reads the record of what an inode stands for. `user.*` can be read by those only who can read the file (xattr(7)): what is
 /// closed to this program has no record for it, and what lies beside it can be listed.
 fn record(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
-    match sys::xattr_at(dir, name, override_stat::NAME) {
-        Err(Errno::ACCESS) => Ok(None),
-        record => record,
+    let names = sys::xattr_names_at(dir, name)?;
+    let spelled = [override_stat::NAME, override_stat::FUSE_OVERLAYFS]
+        .into_iter()
+        .find(|spelled| names.split(|&byte| byte == 0).any(|name| name == *spelled));
+    match spelled.map(|spelled| sys::xattr_at(dir, name, spelled)) {
+        None | Some(Err(Errno::ACCESS)) => Ok(None),
+        Some(record) => record,
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno as Raw;
 
 use super::{DirFd, Found, UpperDir, error, marks};
+use crate::override_stat::{self, Override};
 
 /// Lies in the work directory until an upper is taken over.
 pub(super) const NOTE: &str = "plyfs.taking-over";
@@ -115,7 +116,11 @@ impl UpperDir {
         let mut opaque = marks::opaque_elsewhere(&found)?;
         let (mut dirs, mut spelled) = (Vec::new(), Vec::new());
         let listed = self.list(dir)?;
+        self.take_record_over(&found)?;
         for entry in &listed {
+            if matches!(entry.kind, Some(kind) if kind != FileType::Dir) {
+                self.take_record_over(&Found::At(dir.as_fd(), entry.name.clone()))?;
+            }
             if entry.kind == Some(FileType::Dir) {
                 dirs.push((Arc::clone(dir), entry.name.clone()));
             } else if entry.kind == Some(FileType::File)
@@ -146,6 +151,20 @@ impl UpperDir {
             self.give_times_back(&found, &before)?;
         }
         Ok(dirs)
+    }
+
+    /// Brings what fuse-overlayfs 1.x recorded of owner and mode to the name that podman has for it, as fuse-overlayfs 2.0 does.
+    fn take_record_over(&self, of: &Found<'_>) -> Result<()> {
+        if !self.space.overrides() {
+            return Ok(());
+        }
+        let Some(value) = marks::get(of, override_stat::FUSE_OVERLAYFS)? else { return Ok(()) };
+        if let Some(record) = Override::parse(&value)
+            && self.space.recorded(of)?.is_none()
+        {
+            self.space.record(of, &record)?;
+        }
+        marks::remove(of, override_stat::FUSE_OVERLAYFS)
     }
 
     /// Tells whether it is a file as fuse-overlayfs makes them for this: empty, and of mode 0700.
@@ -304,6 +323,31 @@ mod tests {
         let open = UpperDir::open(&upper, &work, settings()).unwrap();
         assert_eq!(listed(&open, &open.root()), [".wh.name"]);
         assert!(!work.join(NOTE).exists());
+    }
+
+    #[test]
+    fn records_of_fuse_overlayfs_1_are_taken_over() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (upper, work) = (scratch.path().join("upper"), scratch.path().join("work"));
+        fs::create_dir_all(upper.join("dir")).unwrap();
+        fs::create_dir(&work).unwrap();
+        fs::write(upper.join("dir/file"), b"x").unwrap();
+        let old = std::str::from_utf8(override_stat::FUSE_OVERLAYFS).unwrap();
+        for (path, value) in [("", "0:0:40755"), ("dir", "5:6:41777"), ("dir/file", "33:42:104711")] {
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(upper.join(path), old, value.as_bytes(), flags).unwrap();
+        }
+        let records = Settings { always_override: true, ..settings() };
+        let open = UpperDir::open(&upper, &work, records).unwrap();
+        let dir = open.open_dir(&open.root(), Name::new(b"dir").unwrap()).unwrap();
+        let shown = open.stat(overlay::upper::Target::Dir(&dir)).unwrap();
+        assert_eq!((shown.uid, shown.gid, shown.perm), (5, 6, 0o1777));
+        let shown = open.stat(overlay::upper::Target::At(&dir, Name::new(b"file").unwrap())).unwrap();
+        assert_eq!((shown.uid, shown.gid, shown.perm), (33, 42, 0o4711));
+        for path in ["", "dir", "dir/file"] {
+            let left = rustix::fs::getxattr(upper.join(path), old, &mut [0u8; 64][..]);
+            assert_eq!(left, Err(Raw::NODATA), "{path}");
+        }
     }
 
     #[test]
