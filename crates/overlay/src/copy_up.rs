@@ -27,6 +27,12 @@ pub(crate) enum Depth {
     Empty,
 }
 
+/// The open file of a copy that was just made, if it is a whole regular file.
+pub(crate) type Fresh<U> = Option<Arc<<U as Upper>::File>>;
+
+/// The node of a copy, and its file.
+pub(crate) type CopiedUp<L, U> = (Arc<Node<L, U>>, Fresh<U>);
+
 pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl<L: Lower, U: Upper> Overlay<L, U> {
@@ -35,16 +41,21 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EROFS` without an upper; `ENOSPC`, `EDQUOT` from the upper's filesystem, with the tree unchanged.
     pub(crate) fn copy_up(&self, id: Ino, depth: Depth) -> Result<Arc<Node<L, U>>> {
+        self.copy_up_to_open(id, depth).map(|(node, _)| node)
+    }
+
+    /// The same; returns also the file of a whole copy that was just made.
+    pub(crate) fn copy_up_to_open(&self, id: Ino, depth: Depth) -> Result<CopiedUp<L, U>> {
         self.writable()?;
         let node = self.node(id)?;
         if node.kind == FileType::Dir {
-            return self.dir_in_upper(id);
+            return Ok((self.dir_in_upper(id)?, None));
         }
         if self.copied(&node, depth) {
-            return Ok(node);
+            return Ok((node, None));
         }
-        self.copy_once(&node, depth)?;
-        Ok(node)
+        let fresh = self.copy_once(&node, depth)?;
+        Ok((node, fresh))
     }
 
     /// The same for what a name of the lower leads to. The number may still be in use for readers who were left behind with the
@@ -64,39 +75,37 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Copies an inode up, and leaves its open readers with the lower body.
     pub(crate) fn copy_up_apart(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<()> {
         let _copying = node.copying.lock();
-        self.copy_locked(node, depth)
+        self.copy_locked(node, depth).map(drop)
     }
 
-    fn copy_once(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<()> {
+    fn copy_once(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<Fresh<U>> {
         let _copying = node.copying.lock();
-        self.copy_locked(node, depth)?;
-        if self.copied(node, Depth::Writable) {
-            self.switch_open_body(node)?;
+        let fresh = self.copy_locked(node, depth)?;
+        if !self.copied(node, Depth::Writable) {
+            return Ok(None);
         }
-        Ok(())
+        self.switch_open_body(node, fresh)
     }
 
-    fn copy_locked(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<()> {
+    fn copy_locked(&self, node: &Arc<Node<L, U>>, depth: Depth) -> Result<Fresh<U>> {
         if self.copied(node, depth) {
-            return Ok(());
+            return Ok(None);
         }
         node.unnamed.store(true, std::sync::atomic::Ordering::Relaxed);
         let slot = node.slot.ok_or(Error::Answer(Errno::ESTALE))?;
         if node.in_upper() && self.heal_cut(node, slot)? {
-            return Ok(());
+            return Ok(None);
         }
         if depth == Depth::Writable && self.lazily(slot)? {
             if !node.in_upper() {
                 self.copy_file(node, slot, Depth::Links)?;
             }
-            return self.make_writable(node, slot);
+            return self.make_writable(node, slot).map(|()| None);
         }
         if node.in_upper() {
-            self.fill(node, slot, depth)?;
-        } else {
-            self.copy_file(node, slot, depth)?;
+            return self.fill(node, slot, depth).map(|()| None);
         }
-        Ok(())
+        self.copy_file(node, slot, depth)
     }
 
     fn copied(&self, node: &Node<L, U>, depth: Depth) -> bool {
@@ -179,10 +188,10 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
     }
 
-    /// Lets handles that read the lower body go on with the upper's.
-    fn switch_open_body(&self, node: &Arc<Node<L, U>>) -> Result<()> {
+    /// Lets handles that read the lower body go on with the upper's; returns the file if there are none.
+    fn switch_open_body(&self, node: &Arc<Node<L, U>>, fresh: Fresh<U>) -> Result<Fresh<U>> {
         if node.kind != FileType::File || node.open.read().count == 0 {
-            return Ok(());
+            return Ok(fresh);
         }
         let partial = match &*node.place.read() {
             Place::Upper(up) => up.body_below.zip(up.partial),
@@ -191,15 +200,20 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if let Some((slot, limit)) = partial {
             let body = self.open_partial(node, slot, limit)?;
             node.open.write().body = body;
-            return Ok(());
+            return Ok(None);
         }
-        let _path = self.path.read();
-        let file = self.with_target(node, |upper, target| upper.open(target))?;
-        node.open.write().body = OpenBody::Upper(Arc::new(file));
-        Ok(())
+        let file = match fresh {
+            Some(file) => file,
+            None => {
+                let _path = self.path.read();
+                Arc::new(self.with_target(node, |upper, target| upper.open(target))?)
+            }
+        };
+        node.open.write().body = OpenBody::Upper(file);
+        Ok(None)
     }
 
-    fn copy_file(&self, node: &Arc<Node<L, U>>, slot: Slot, depth: Depth) -> Result<()> {
+    fn copy_file(&self, node: &Arc<Node<L, U>>, slot: Slot, depth: Depth) -> Result<Fresh<U>> {
         let upper = self.writable()?;
         let stat = self.lower.stat(slot)?;
         let xattrs = self.lower_xattrs(slot)?;
@@ -233,7 +247,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             body: source,
             redirect: (stays && linked).then_some(path.as_slice()),
             lower_names,
-            path: &path,
+            path: linked.then_some(path.as_slice()),
         })?;
         let body_below = stays.then_some(slot);
         node.unsynced.store(source.is_some(), std::sync::atomic::Ordering::Relaxed);
@@ -244,7 +258,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             self.indexed.write().insert(node.id);
             *node.place.write() =
                 Place::Upper(InUpper { names: Vec::new(), indexed: true, body_below, lower_names, partial: None });
-            return Ok(());
+            return Ok(None);
         }
         let (parent, name) = self.place_below(node, slot)?;
         let dir_node = self.dir_in_upper(parent)?;
@@ -259,7 +273,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if stays {
             self.mark_impure(&dir_node, &dir)?;
         }
-        let made = self.keep_times(&dir, || upper.publish(staged, &dir, name.as_name()))?;
+        let (made, file) = self.keep_times(&dir, || upper.publish(staged, &dir, name.as_name()))?;
         names.set(name.as_name(), Some(stat.kind), Some(node.id));
         node.backing.store(made.ino.0, std::sync::atomic::Ordering::Relaxed);
         self.remember_unmarked(node, made.ino);
@@ -270,7 +284,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             lower_names: 0,
             partial: None,
         });
-        Ok(())
+        Ok(file.filter(|_| !stays).map(Arc::new))
     }
 
     /// Finds a name under which programs see a lower inode: the number of its directory, and the name.

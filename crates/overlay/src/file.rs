@@ -8,7 +8,7 @@ use std::sync::Arc;
 use layer::{FileType, Ino};
 
 use crate::attr::Privilege;
-use crate::copy_up::Depth;
+use crate::copy_up::{Depth, Fresh};
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower, LowerFile};
 use crate::node::{Node, OpenBody, Place, heir_of};
@@ -44,17 +44,17 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// # Errors
     /// `EISDIR`; `EROFS`; those of a copy-up.
     pub fn open(&self, id: Ino, access: Access, privilege: Privilege) -> Result<BodyAt<L, U>> {
-        let node = match access {
-            Access::Read => self.node(id)?,
-            Access::Write => self.copy_up(id, Depth::Writable)?,
-            Access::Truncate => self.copy_up(id, Depth::Empty)?,
+        let (node, fresh) = match access {
+            Access::Read => (self.node(id)?, None),
+            Access::Write => self.copy_up_to_open(id, Depth::Writable)?,
+            Access::Truncate => self.copy_up_to_open(id, Depth::Empty)?,
         };
         match node.kind {
             FileType::File => {}
             FileType::Dir => return Err(Errno::EISDIR.into()),
             _ => return Err(Errno::ENXIO.into()),
         }
-        let body = self.open_body(&node)?;
+        let body = self.open_body(&node, fresh)?;
         if access == Access::Truncate
             && let OpenBody::Upper(file) = &body
         {
@@ -77,8 +77,8 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
     }
 
-    /// Counts one more handle, opening the body for the first.
-    fn open_body(&self, node: &Arc<Node<L, U>>) -> Result<OpenBody<L, U>> {
+    /// Counts one more handle, opening the body for the first; `copy` is the upper's file, if it is open already.
+    fn open_body(&self, node: &Arc<Node<L, U>>, mut copy: Fresh<U>) -> Result<OpenBody<L, U>> {
         loop {
             {
                 let mut open = node.open.write();
@@ -87,7 +87,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                     return Ok(open.body.clone());
                 }
             }
-            let fresh = self.find_body(node)?;
+            let fresh = self.find_body(node, copy.take())?;
             let mut open = node.open.write();
             // Another handle, or a copy-up, was faster: its body is the one to share.
             if !matches!(open.body, OpenBody::Closed) {
@@ -106,7 +106,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         matches!(&*node.place.read(), Place::Upper(up) if up.body_below.is_none() || up.partial.is_some())
     }
 
-    fn find_body(&self, node: &Arc<Node<L, U>>) -> Result<OpenBody<L, U>> {
+    fn find_body(&self, node: &Arc<Node<L, U>>, copy: Fresh<U>) -> Result<OpenBody<L, U>> {
         let (below, partial) = match &*node.place.read() {
             Place::Lower { .. } => (node.slot, None),
             Place::Upper(up) => (up.body_below, up.partial),
@@ -124,6 +124,9 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 Body::Bytes(_) => OpenBody::Mapped(slot),
                 Body::File(file) => OpenBody::Lower(Arc::new(file)),
             });
+        }
+        if let Some(file) = copy {
+            return Ok(OpenBody::Upper(file));
         }
         let _path = self.path.read();
         let file = self.with_target(node, |upper, target| upper.open(target))?;

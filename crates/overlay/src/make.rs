@@ -1,6 +1,7 @@
 //! Making names: new inodes and hard links.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use layer::{Dev, FileType, Ino, Name};
 
@@ -213,19 +214,21 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         Ok(stat)
     }
 
-    /// Notes on a metadata-only copy where its body is, before the copy gets a name of its own.
-    pub(crate) fn note_body_below(&self, node: &Arc<Node<L, U>>) -> Result<()> {
+    /// Notes on a copy where its body is, or where one that is lost would be found, before the copy gets a name of its own.
+    fn note_body_below(&self, node: &Arc<Node<L, U>>) -> Result<()> {
         let below = match &*node.place.read() {
             Place::Upper(up) => up.body_below,
             _ => None,
         };
-        match below {
-            Some(slot) => {
-                let path = self.lower_path(slot)?;
-                self.with_target(node, |upper, target| upper.set_redirect(target, &path))
-            }
-            None => Ok(()),
+        if below.is_none() && !node.unsynced.load(Ordering::Relaxed) {
+            return Ok(());
         }
+        let Some(slot) = below.or(node.slot) else { return self.sync_copy(node) };
+        let path = self.lower_path(slot)?;
+        self.with_target(node, |upper, target| match below {
+            Some(_) => upper.set_redirect(target, &path),
+            None => upper.note_path(target, &path),
+        })
     }
 }
 

@@ -80,7 +80,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
                 Ok(Attr { id: node.id, stat: self.shown(self.lower.stat(slot)?, node.shown) })
             }
             From::Upper => {
-                let stat = self.with_target(node, |upper, target| upper.stat(target))?;
+                let stat = self.with_inode(node, |upper, target| upper.stat(target))?;
                 self.attr_from(node, stat)
             }
             From::Gone(stat) if let Some(heir) = node.heir.get() => {
@@ -148,6 +148,15 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
     }
 
+    /// Calls `f` with an inode of the upper: by its open file if there is one, which needs no name to be looked up, else as
+    /// [`Overlay::with_target`] does.
+    fn with_inode<T>(&self, node: &Arc<Node<L, U>>, f: impl FnOnce(&U, Target<'_, U>) -> Result<T>) -> Result<T> {
+        match self.upper_file(node) {
+            Some(file) => f(self.writable()?, Target::File(&*file)),
+            None => self.with_target(node, f),
+        }
+    }
+
     /// Returns the upper's inode of a node by a file that is open, also where the body is below and the names are gone.
     pub(crate) fn open_inode(&self, node: &Node<L, U>) -> Option<Arc<U::File>> {
         self.upper_file(node).or_else(|| match &*node.place.read() {
@@ -201,7 +210,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             At::Lower(slot) => slot,
             At::Node(node) if node.in_upper() => {
                 let _path = self.path.read();
-                return self.with_target(&node, |upper, target| upper.xattr(target, name));
+                return self.with_inode(&node, |upper, target| upper.xattr(target, name));
             }
             At::Node(node) if self.is_gone(&node) => match node.heir.get() {
                 Some(heir) => return self.xattr_on_disk(heir.id, name),

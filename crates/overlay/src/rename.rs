@@ -203,6 +203,12 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             if let Some(slot) = below {
                 self.mark_impure(to.parent, &to.dir)?;
                 upper.set_redirect(Target::At(&from.dir, from.name), &self.lower_path(slot)?)?;
+            } else if moving.unsynced.load(std::sync::atomic::Ordering::Relaxed) {
+                let target = Target::At(&from.dir, from.name);
+                match moving.slot {
+                    Some(slot) => upper.note_path(target, &self.lower_path(slot)?)?,
+                    None => upper.sync_copy(target)?,
+                }
             }
             return Ok(());
         }

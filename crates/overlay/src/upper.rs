@@ -55,8 +55,8 @@ pub trait Upper: Send + Sync + 'static {
     /// After a power cut the copy is whole, or it is found out and the lower body counts: it is synced, or it bears a mark.
     fn stage(&self, copy: &CopyUp<'_>) -> Result<Self::Staged>;
 
-    /// Gives a staged copy its name; the upper has nothing of that name.
-    fn publish(&self, staged: Self::Staged, dir: &Self::Dir, name: Name<'_>) -> Result<Stat>;
+    /// Gives a staged copy its name; the upper has nothing of that name. Returns a regular file opened, if it is.
+    fn publish(&self, staged: Self::Staged, dir: &Self::Dir, name: Name<'_>) -> Result<(Stat, Option<Self::File>)>;
 
     /// Keeps a staged copy in the index of hard-linked origins, where it has no name in the tree yet.
     fn publish_index(&self, staged: Self::Staged, origin: Ino) -> Result<Stat>;
@@ -89,6 +89,9 @@ pub trait Upper: Send + Sync + 'static {
 
     /// Syncs a copy that took its name unsynced, before its body is cut or punched.
     fn sync_copy(&self, of: Target<'_, Self>) -> Result<()>;
+
+    /// Notes where in the lower a copy that took its name unsynced came from, before it gets another name; `path` starts with `/`.
+    fn note_path(&self, of: Target<'_, Self>, path: &[u8]) -> Result<()>;
 
     /// Notes that a metadata-only copy begins to hold parts of the body; the lower counts up to `limit` bytes.
     fn begin_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()>;
@@ -373,8 +376,8 @@ pub struct CopyUp<'a> {
     pub redirect: Option<&'a [u8]>,
     /// For a hard-linked origin: names it has in the lower.
     pub lower_names: u32,
-    /// Where in the lower it is; `/a/b`. A body that is lost is looked for there.
-    pub path: &'a [u8],
+    /// Where in the lower a body that is lost is looked for, if that is not the name that the copy gets; `/a/b`.
+    pub path: Option<&'a [u8]>,
 }
 
 /// Where bytes come from.

@@ -19,6 +19,8 @@ fn mounted(name: &str, disk: Option<&'static str>) -> Option<Stage> {
     std::fs::write(lower.join("large"), vec![b'l'; 8 << 20]).unwrap();
     std::fs::write(lower.join("linked"), b"below").unwrap();
     std::fs::create_dir(lower.join("dir")).unwrap();
+    std::fs::create_dir(lower.join("deep")).unwrap();
+    std::fs::write(lower.join("deep/inner"), vec![b'i'; 10_000]).unwrap();
     std::fs::hard_link(lower.join("linked"), lower.join("dir/other")).unwrap();
     stage.fresh_upper();
     stage.mount("");
@@ -132,5 +134,28 @@ fn renamed_copy_whose_body_is_lost_falls_back_to_its_lower_file() {
     let is_written = [b's', b'x'].contains(&found[9_999]);
     assert!(found.len() == 10_000 && found[..9_999].iter().all(|byte| *byte == b's') && is_written, "{}", found.len());
     assert!(!file(&stage, "small").exists());
+    stage.unmount();
+}
+
+/// A copy's own name tells where it came from, until it gets another one, or its directory does.
+#[test]
+fn copy_whose_body_is_lost_falls_back_by_another_link_and_in_a_moved_directory() {
+    let name = "copy_whose_body_is_lost_falls_back_by_another_link_and_in_a_moved_directory";
+    let Some(mut stage) = mounted(name, Some("ext4")) else { return };
+    for name in ["small", "deep/inner"] {
+        writable(&file(&stage, name)).write_all_at(b"x", 9_999).unwrap();
+    }
+    std::fs::hard_link(file(&stage, "small"), file(&stage, "dir/alias")).unwrap();
+    std::fs::remove_file(file(&stage, "small")).unwrap();
+    std::fs::rename(file(&stage, "deep"), file(&stage, "dir/deep")).unwrap();
+    // The names, and not the data.
+    File::open(file(&stage, "dir")).unwrap().sync_all().unwrap();
+    cut(&mut stage);
+    for (name, byte) in [("dir/alias", b's'), ("dir/deep/inner", b'i')] {
+        let found = std::fs::read(file(&stage, name)).unwrap();
+        let is_written = [byte, b'x'].contains(&found[9_999]);
+        assert!(found.len() == 10_000 && found[..9_999].iter().all(|is| *is == byte) && is_written, "{name}");
+    }
+    assert!(!file(&stage, "small").exists() && !file(&stage, "deep").exists());
     stage.unmount();
 }

@@ -681,12 +681,14 @@ impl Upper for MemoryUpper {
         Ok(Staged { inode })
     }
 
-    fn publish(&self, staged: Staged, dir: &u64, name: Name<'_>) -> Result<Stat> {
+    fn publish(&self, staged: Staged, dir: &u64, name: Name<'_>) -> Result<(Stat, Option<MemoryFile>)> {
         let mut disk = self.changing()?;
         disk.make_room(*dir, name, Over::Nothing)?;
+        let is_file = staged.inode.stat.kind == FileType::File;
         let ino = disk.insert(staged.inode);
         disk.put(*dir, name, ino)?;
-        disk.stat(ino)
+        let file = is_file.then(|| self.file(&mut disk, ino));
+        Ok((disk.stat(ino)?, file))
     }
 
     fn publish_index(&self, staged: Staged, origin: Ino) -> Result<Stat> {
@@ -753,6 +755,10 @@ impl Upper for MemoryUpper {
     }
 
     fn sync_copy(&self, _of: Target<'_, Self>) -> Result<()> {
+        self.reading().map(drop)
+    }
+
+    fn note_path(&self, _of: Target<'_, Self>, _path: &[u8]) -> Result<()> {
         self.reading().map(drop)
     }
 

@@ -119,7 +119,7 @@ fn check_mark(name: &[u8], value: &[u8], at_rest: bool) -> Result<(), String> {
     let Some(mark) = name.strip_prefix(b"trusted.").or_else(|| name.strip_prefix(b"user.")) else { return Ok(()) };
     match mark {
         b"overlay.opaque" | b"overlay.impure" if value == b"y" => Ok(()),
-        b"overlay.redirect" | b"overlay.metacopy" | b"overlay.plyfs.origin" => Ok(()),
+        b"overlay.redirect" | b"overlay.metacopy" | b"overlay.plyfs.copy" => Ok(()),
         b"overlay.plyfs.partial" if !at_rest => Ok(()),
         _ if mark.starts_with(b"overlay.") || mark.starts_with(b"plyfs.") => Err(format!("bears {}", shown())),
         _ => Ok(()),

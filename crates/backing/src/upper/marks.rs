@@ -27,7 +27,9 @@ pub(super) const WHITEOUT: &str = "overlay.whiteout";
 pub(super) const NLINK: &str = "overlay.nlink";
 /// Ours, under a prefix that the kernel's overlayfs hides from programs: key and number of the lower inode it was copied from,
 /// how many names that has in the lower alone, and, for a copy that took its name unsynced, how long its body must be, in which
-/// epoch that was, and where in the lower it came from.
+/// epoch that was, and where in the lower it came from if that is not where it is. Short, to be had in ext4's inode of 256 bytes.
+const COPY: &str = "overlay.plyfs.copy";
+/// The same as it was spelled before: with fields of a fixed length.
 const ORIGIN: &str = "overlay.plyfs.origin";
 /// Ours: the copy is partial, and the lower counts up to this many bytes.
 const PARTIAL: &str = "overlay.plyfs.partial";
@@ -137,6 +139,9 @@ impl Space {
                 Some(Mark::Redirect(path)) => marks.redirect = Some(path),
                 Some(Mark::Metacopy) => marks.metacopy = stat.kind == FileType::File,
                 Some(Mark::Origin(record)) => {
+                    if record.old && marks.origin.is_some() {
+                        continue;
+                    }
                     (marks.origin, marks.lower_names) = (record.origin, record.lower_names);
                     marks.unsynced = record.length > 0 && record.epoch == self.epoch;
                 }
@@ -156,15 +161,18 @@ impl Space {
         Ok(get(of, OVERRIDE)?.map_or(stat, |record| apply(&record, stat)))
     }
 
+    /// Writes a record, which takes the place of an old one.
     pub(super) fn set_origin(&self, of: &Found<'_>, record: &OriginRecord) -> Result<()> {
-        match record.origin {
-            Some(origin) => self.set(of, ORIGIN, &record.spell(origin)),
-            None => Ok(()),
-        }
+        let Some(origin) = record.origin else { return Ok(()) };
+        self.set(of, COPY, &record.spell(origin))?;
+        if record.old { self.remove(of, ORIGIN) } else { Ok(()) }
     }
 
     pub(super) fn origin(&self, of: &Found<'_>) -> Result<OriginRecord> {
-        Ok(OriginRecord::read(&self.get(of, ORIGIN)?.unwrap_or_default()))
+        match self.get(of, COPY)? {
+            Some(value) => Ok(OriginRecord::read(&value)),
+            None => Ok(OriginRecord::read_old(&self.get(of, ORIGIN)?.unwrap_or_default())),
+        }
     }
 
     pub(super) fn set_partial(&self, of: &Found<'_>, limit: u64) -> Result<()> {
@@ -269,7 +277,8 @@ impl Mark {
             () if is(REDIRECT) => Some(Mark::Redirect(value()?)),
             () if is(METACOPY) => Some(Mark::Metacopy),
             () if is(WHITEOUT) => Some(Mark::Whiteout),
-            () if is(ORIGIN) => Some(Mark::Origin(OriginRecord::read(&value()?))),
+            () if is(COPY) => Some(Mark::Origin(OriginRecord::read(&value()?))),
+            () if is(ORIGIN) => Some(Mark::Origin(OriginRecord::read_old(&value()?))),
             () if is(KEPT) => kept::read(&value()?).map(Mark::Kept),
             () if is(PARTIAL) => value()?.try_into().ok().map(|bytes| Mark::Partial(u64::from_le_bytes(bytes))),
             () => None,
@@ -288,8 +297,10 @@ pub struct OriginRecord {
     pub length: u64,
     /// When that was.
     pub epoch: u64,
-    /// Where in the lower its body is, as redirects spell it.
+    /// Where in the lower its body is, as redirects spell it; empty where that is the name it has.
     pub(super) path: Vec<u8>,
+    /// It was spelled as it used to be; where there is another on the same file, that one counts.
+    pub old: bool,
 }
 
 impl OriginRecord {
@@ -299,6 +310,37 @@ impl OriginRecord {
     }
 
     fn read(value: &[u8]) -> Self {
+        Self::parse(value).unwrap_or_default()
+    }
+
+    fn parse(value: &[u8]) -> Option<Self> {
+        let (&[FORM], mut rest) = value.split_first_chunk()? else { return None };
+        let key = u64::from_le_bytes(*take(&mut rest)?);
+        let origin = Some(Origin { key, ino: Ino(take_number(&mut rest)?) });
+        let lower_names = u32::try_from(take_number(&mut rest)?).ok()?;
+        let whole = OriginRecord { origin, lower_names, ..OriginRecord::default() };
+        if rest.is_empty() {
+            return Some(whole);
+        }
+        let length = take_number(&mut rest)?;
+        let epoch = u64::from_le_bytes(*take(&mut rest)?);
+        Some(OriginRecord { length, epoch, path: rest.to_vec(), ..whole })
+    }
+
+    fn spell(&self, origin: Origin) -> Vec<u8> {
+        let mut value = vec![FORM];
+        value.extend(origin.key.to_le_bytes());
+        put_number(&mut value, origin.ino.0);
+        put_number(&mut value, self.lower_names.into());
+        if self.length > 0 {
+            put_number(&mut value, self.length);
+            value.extend(self.epoch.to_le_bytes());
+            value.extend(&self.path);
+        }
+        value
+    }
+
+    fn read_old(value: &[u8]) -> Self {
         let number = |at: usize| value.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
         OriginRecord {
             origin: number(0).zip(number(8)).map(|(key, ino)| Origin { key, ino: Ino(ino) }),
@@ -306,19 +348,39 @@ impl OriginRecord {
             length: number(20).unwrap_or(0),
             epoch: number(28).unwrap_or(0),
             path: value.get(36..).unwrap_or_default().to_vec(),
+            old: true,
         }
     }
+}
 
-    fn spell(&self, origin: Origin) -> Vec<u8> {
-        let mut value = Vec::with_capacity(36 + self.path.len());
-        value.extend(origin.key.to_le_bytes());
-        value.extend(origin.ino.0.to_le_bytes());
-        value.extend(self.lower_names.to_le_bytes());
-        value.extend(self.length.to_le_bytes());
-        value.extend(self.epoch.to_le_bytes());
-        value.extend(&self.path);
-        value
+/// The form of [`COPY`].
+const FORM: u8 = 1;
+
+fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8; N]> {
+    let (taken, left) = rest.split_first_chunk()?;
+    *rest = left;
+    Some(taken)
+}
+
+/// Appends a number in as few bytes as it needs, seven bits to each (LEB128).
+fn put_number(value: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        value.push(number as u8 | 0x80);
+        number >>= 7;
     }
+    value.push(number as u8);
+}
+
+fn take_number(rest: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let &[byte] = take(rest)?;
+        number |= u64::from(byte & 0x7f).checked_shl(shift).filter(|part| part >> shift == u64::from(byte & 0x7f))?;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
 }
 
 /// Spells the path of a descriptor, or of a name in that directory, for calls that take no descriptor.
@@ -427,4 +489,75 @@ pub(super) fn remove(of: &Found<'_>, name: &[u8]) -> Result<()> {
         Way::Fd(fd) => rustix::fs::fremovexattr(fd, name.as_c_str()),
     };
     done.map_err(|raw| error(|| of.doing(&format!("remove attribute {name:?} of")), raw))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(ino: u64, lower_names: u32, length: u64, path: &[u8]) -> OriginRecord {
+        let epoch = if length > 0 { 0x1234_5678_9abc_def0 } else { 0 };
+        let origin = Some(Origin { key: 0xfedc_ba98_7654_3210, ino: Ino(ino) });
+        OriginRecord { origin, lower_names, length, epoch, path: path.to_vec(), old: false }
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_spelled() {
+        for (ino, lower_names, length, path) in [
+            (1, 0, 0, &b""[..]),
+            (127, 3, 128, b""),
+            (128, u32::MAX, 1 << 20, b"/usr/bin/tool"),
+            (u64::MAX, 1, u64::MAX, b"/a"),
+        ] {
+            let known = record(ino, lower_names, length, path);
+            let spelled = known.spell(known.origin.unwrap());
+            let read = OriginRecord::read(&spelled);
+            assert_eq!((read.origin, read.lower_names), (known.origin, lower_names));
+            assert_eq!((read.length, read.epoch, &read.path[..], read.old), (length, known.epoch, path, false));
+            let whole = known.clone().synced();
+            let whole = whole.spell(whole.origin.unwrap());
+            for cut in 0..whole.len() {
+                assert_eq!(OriginRecord::read(&spelled[..cut]).origin, None, "cut to {cut} bytes");
+            }
+        }
+        assert_eq!(OriginRecord::read(b"").origin, None);
+        assert_eq!(OriginRecord::read(&[0xff; 40]).origin, None, "another form");
+        assert_eq!(OriginRecord::read(&[&[FORM; 9][..], &[0xff; 11]].concat()).origin, None, "a number without end");
+    }
+
+    /// ext4 has 96 bytes for attributes in an inode of 256: 4 go to a magic number, 4 to the end, and 16 to each entry beside its
+    /// name (without `trusted.`) and its value, both rounded up to 4.
+    #[test]
+    fn an_unsynced_copys_record_fits_into_an_inode() {
+        let known = record(5_000_000, 0, 1 << 20, b"");
+        let value = known.spell(known.origin.unwrap()).len();
+        assert!(8 + 16 + COPY.len().next_multiple_of(4) + value.next_multiple_of(4) <= 96, "{value} bytes");
+    }
+
+    #[test]
+    fn an_old_record_is_understood_and_gives_way_to_a_new_one() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("copy");
+        std::fs::write(&path, b"body").unwrap();
+        let tmp = rustix::fs::open(scratch.path(), rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+        let space = Space::probe(&tmp, false, true);
+        let file = std::fs::File::open(&path).unwrap();
+        let of = Found::Open(std::os::fd::AsFd::as_fd(&file));
+        let stat = super::super::attr::stat_of(&rustix::fs::stat(&path).unwrap()).unwrap();
+        let old: Vec<u8> =
+            [7u64, 9].iter().flat_map(|n| n.to_le_bytes()).chain(2u32.to_le_bytes()).chain([0; 16]).collect();
+        space.set(&of, ORIGIN, &old).unwrap();
+        let seen = || space.read(&of, stat).unwrap().0;
+        let origin = Some(Origin { key: 7, ino: Ino(9) });
+        assert_eq!((seen().origin, seen().lower_names), (origin, 2));
+
+        let known = space.origin(&of).unwrap();
+        space.set_origin(&of, &OriginRecord { lower_names: 1, ..known.clone() }).unwrap();
+        assert_eq!((seen().origin, seen().lower_names), (origin, 1));
+        assert_eq!(space.get(&of, ORIGIN).unwrap(), None);
+        // A crash between the two.
+        space.set(&of, ORIGIN, &old).unwrap();
+        assert_eq!((seen().origin, seen().lower_names), (origin, 1));
+        assert_eq!(space.origin(&of).unwrap().lower_names, 1);
+    }
 }

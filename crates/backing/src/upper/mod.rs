@@ -43,7 +43,7 @@ pub type DirFd = Arc<OwnedFd>;
 /// The writable layer of one container, on a disk.
 pub struct UpperDir {
     root: DirFd,
-    tmp: OwnedFd,
+    tmp: Arc<OwnedFd>,
     index: OwnedFd,
     _lock: OwnedFd,
     space: marks::Space,
@@ -52,6 +52,8 @@ pub struct UpperDir {
     next: AtomicU64,
     /// The filesystem knows `RENAME_WHITEOUT`.
     rename_whiteout: AtomicBool,
+    /// The filesystem knows files without a name (`O_TMPFILE`).
+    nameless: AtomicBool,
     /// Partial copies, by backing inode number, as further links of theirs.
     partial: OwnedFd,
     /// `plyfs/` in the work directory.
@@ -400,20 +402,26 @@ impl Upper for UpperDir {
         self.stage_copy(copy)
     }
 
-    fn publish(&self, staged: Staged, dir: &DirFd, name: Name<'_>) -> Result<Stat> {
-        self.place(staged, dir, name, What::File, Over::Nothing)?;
-        self.raw_stat(&Found::At(dir.as_fd(), name.to_buf()))
+    fn publish(&self, mut staged: Staged, dir: &DirFd, name: Name<'_>) -> Result<(Stat, Option<File>)> {
+        let Some(file) = staged.file.take() else {
+            self.place(staged, dir, name, What::File, Over::Nothing)?;
+            return Ok((self.raw_stat(&Found::At(dir.as_fd(), name.to_buf()))?, None));
+        };
+        self.name_copy(staged, &file, dir.as_fd(), name).map_err(|raw| error(|| shown(name, "name"), raw))?;
+        Ok((self.raw_stat(&Found::Open(file.as_fd()))?, Some(File::new(file))))
     }
 
-    fn publish_index(&self, staged: Staged, origin: Ino) -> Result<Stat> {
+    fn publish_index(&self, mut staged: Staged, origin: Ino) -> Result<Stat> {
         let name = index_name(origin);
         let unmarked = staged.unmarked.clone();
         if let Some(origin) = unmarked.as_ref().and_then(|record| record.origin) {
             self.space.set_index_key(&Found::Open(self.index.as_fd()), origin.key)?;
         }
-        let from = staged.take();
-        rustix::fs::renameat_with(&self.tmp, from.as_bytes(), &self.index, name.as_bytes(), RenameFlags::NOREPLACE)
-            .map_err(|raw| error(|| shown(name.as_name(), "index"), raw))?;
+        let indexed = match staged.file.take() {
+            Some(file) => self.name_copy(staged, &file, self.index.as_fd(), name.as_name()),
+            None => self.move_staged(staged, self.index.as_fd(), name.as_name()),
+        };
+        indexed.map_err(|raw| error(|| shown(name.as_name(), "index"), raw))?;
         let stat = self.raw_stat(&Found::At(self.index.as_fd(), name))?;
         if let Some(record) = unmarked {
             self.unmarked.lock().insert(stat.ino.0, record);
@@ -498,6 +506,17 @@ impl Upper for UpperDir {
         }
         overlay::UpperFile::sync(&self.open_found(&of)?, true)?;
         self.space.set_origin(&of, &record.synced())
+    }
+
+    fn note_path(&self, of: Target<'_, Self>, path: &[u8]) -> Result<()> {
+        let record = self.space.origin(&self.resolve(of))?;
+        if record.length == 0 || !record.path.is_empty() {
+            return Ok(());
+        }
+        if path.len() > stage::NOTED_PATH_MAX {
+            return self.sync_copy(of);
+        }
+        self.space.set_origin(&self.resolve(of), &marks::OriginRecord { path: path.to_vec(), ..record })
     }
 
     fn begin_partial(&self, of: Target<'_, Self>, limit: u64) -> Result<()> {

@@ -51,7 +51,7 @@ impl UpperDir {
         space.epoch = noted.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |now| now.as_nanos() as u64));
         let this = UpperDir {
             root: Arc::new(root),
-            tmp,
+            tmp: Arc::new(tmp),
             index,
             _lock: lock,
             space,
@@ -59,6 +59,7 @@ impl UpperDir {
             identity,
             next: AtomicU64::new(0),
             rename_whiteout: AtomicBool::new(true),
+            nameless: AtomicBool::new(true),
             partial,
             own,
             foreign: foreign_index(&work_fd).map_err(doing("open index/ in workdir", work))?,

@@ -88,10 +88,13 @@ impl UpperDir {
             let file = self.open_found(of)?;
             overlay::UpperFile::truncate(&file, 0)?;
             overlay::UpperFile::truncate(&file, record.length)?;
-            self.space.set(of, marks::REDIRECT, &record.path)?;
+            // One that was never moved has its body under its own name below.
+            if !record.path.is_empty() {
+                self.space.set(of, marks::REDIRECT, &record.path)?;
+                marks.redirect = Some(record.path.clone());
+            }
             self.space.set(of, marks::METACOPY, b"")?;
             *stat = self.raw_stat(of)?;
-            marks.redirect = Some(record.path.clone());
         }
         self.space.set_origin(of, &record.synced())?;
         (marks.metacopy, marks.unsynced) = (true, false);
@@ -119,5 +122,102 @@ impl UpperDir {
             .map_err(|raw| error(|| "drop the note of unsynced copies".into(), raw))?;
         *noted = false;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use layer::{Dev, FileType, Name, Time};
+    use overlay::upper::{CopyUp, Origin, Source};
+
+    use super::*;
+    use crate::upper::{Durability, Settings};
+
+    fn opened(scratch: &std::path::Path) -> UpperDir {
+        let settings = Settings { durability: Durability::Synced, always_override: false, user_marks: true };
+        UpperDir::open(&scratch.join("upper"), &scratch.join("work"), settings).unwrap()
+    }
+
+    fn name(name: &'static str) -> Name<'static> {
+        Name::new(name.as_bytes()).unwrap()
+    }
+
+    fn copy_up(upper: &UpperDir, to: &'static str) {
+        let time = Time { sec: 1, nsec: 2 };
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let stat = Stat {
+            ino: Ino(7),
+            kind: FileType::File,
+            perm: 0o640,
+            nlink: 1,
+            uid,
+            gid,
+            rdev: Dev::default(),
+            size: 4,
+            blocks: 8,
+            atime: time,
+            mtime: time,
+            ctime: time,
+        };
+        let copy = CopyUp {
+            stat: &stat,
+            xattrs: &[(b"user.kept".to_vec(), b"yes".to_vec())],
+            target: None,
+            origin: Origin { key: 3, ino: Ino(7) },
+            body: Some(Source::Bytes(b"body")),
+            redirect: None,
+            lower_names: 0,
+            path: None,
+        };
+        let staged = upper.stage(&copy).unwrap();
+        let (made, file) = upper.publish(staged, &upper.root(), name(to)).unwrap();
+        assert_eq!((made.size, made.perm, made.mtime, made.nlink), (4, 0o640, time, 1));
+        assert!(file.is_some());
+    }
+
+    #[test]
+    fn a_copy_whose_body_is_lost_leads_to_where_it_came_from() {
+        let scratch = tempfile::tempdir().unwrap();
+        for dir in ["upper", "work"] {
+            std::fs::create_dir(scratch.path().join(dir)).unwrap();
+        }
+        let upper = opened(scratch.path());
+        for to in ["stays", "moves", "is-whole"] {
+            copy_up(&upper, to);
+        }
+        let root = upper.root();
+        upper.note_path(Target::At(&root, name("moves")), b"/a/place").unwrap();
+        // It was so before.
+        upper.note_path(Target::At(&root, name("moves")), b"/another").unwrap();
+        drop((upper, root));
+        for lost in ["stays", "moves"] {
+            std::fs::write(scratch.path().join("upper").join(lost), b"").unwrap();
+        }
+
+        let upper = opened(scratch.path());
+        let root = upper.root();
+        for (of, metacopy, redirect) in
+            [("stays", true, None), ("moves", true, Some(b"/a/place".to_vec())), ("is-whole", false, None)]
+        {
+            let target = Target::At(&root, name(of));
+            let (stat, marks) = upper.find(target).unwrap();
+            assert_eq!((stat.size, marks.metacopy, marks.redirect), (4, metacopy, redirect), "{of}");
+            assert_eq!(marks.origin, Some(Origin { key: 3, ino: Ino(7) }), "{of}");
+            assert_eq!(upper.xattr(target, b"user.kept").unwrap(), b"yes");
+        }
+    }
+
+    /// Where the filesystem knows no files without a name, a copy is made in the work directory.
+    #[test]
+    fn copies_are_the_same_without_nameless_files() {
+        let scratch = tempfile::tempdir().unwrap();
+        for dir in ["upper", "work"] {
+            std::fs::create_dir(scratch.path().join(dir)).unwrap();
+        }
+        let upper = opened(scratch.path());
+        upper.nameless.store(false, std::sync::atomic::Ordering::Relaxed);
+        copy_up(&upper, "copy");
+        assert_eq!(std::fs::read(scratch.path().join("upper/copy")).unwrap(), b"body");
+        assert_eq!(std::fs::read_dir(scratch.path().join("work/plyfs/tmp")).unwrap().count(), 0);
     }
 }

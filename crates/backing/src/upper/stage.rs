@@ -1,6 +1,8 @@
 //! Staging: new inodes and copies are made complete in `tmp`, then take their name in one step.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use layer::{Dev, FileType, Name, NameBuf};
 use overlay::Result;
@@ -12,12 +14,16 @@ use super::{DirFd, Durability, Found, UpperDir, copy, error, marks, shown};
 use crate::override_stat::Override;
 
 /// The longest path, in bytes, that is noted on an unsynced copy: attributes share one block on some filesystems.
-const NOTED_PATH_MAX: usize = 512;
+pub(super) const NOTED_PATH_MAX: usize = 512;
 
-/// An inode in `tmp` that has no name in the union yet; dropped, it is removed.
+/// An inode in `tmp`, or one without any name, that has no name in the union yet; dropped, it is removed.
 pub struct Staged {
-    tmp: OwnedFd,
+    tmp: Arc<OwnedFd>,
     name: Option<NameBuf>,
+    /// The copy of a regular file, open.
+    pub(super) file: Option<OwnedFd>,
+    /// Its backing inode number.
+    backing: u64,
     /// What is to be noted of a copy that can bear no mark.
     pub(super) unmarked: Option<marks::OriginRecord>,
 }
@@ -44,12 +50,8 @@ impl Drop for Staged {
 }
 
 impl UpperDir {
-    fn staged(&self, name: NameBuf) -> Result<Staged> {
-        let tmp = self.tmp.try_clone().map_err(|source| {
-            let errno = overlay::Errno(source.raw_os_error().unwrap_or(5));
-            overlay::Error::fault("duplicate a descriptor", errno, source)
-        })?;
-        Ok(Staged { tmp, name: Some(name), unmarked: None })
+    fn staged(&self, name: Option<NameBuf>) -> Staged {
+        Staged { tmp: self.tmp.clone(), name, file: None, backing: 0, unmarked: None }
     }
 
     /// Tells whether a new inode can be made under its name at once: then the owner is ours, and nothing is to be added.
@@ -84,7 +86,7 @@ impl UpperDir {
 
     /// Makes a new inode complete in `tmp`.
     pub(super) fn stage_new(&self, new: &New<'_>) -> Result<Staged> {
-        let staged = self.staged(self.fresh_name())?;
+        let staged = self.staged(Some(self.fresh_name()));
         let name = staged.name();
         let at = Found::At(self.tmp.as_fd(), name.clone());
         let kind = match new.what {
@@ -157,7 +159,7 @@ impl UpperDir {
         self.space.record(at, &record)
     }
 
-    /// Makes the copy of a lower inode complete in `tmp`: owner, mode, attributes, body, marks, then times; durable.
+    /// Makes the copy of a lower inode complete: owner, mode, attributes, body, marks, then times; durable, or to be found out.
     pub(super) fn stage_copy(&self, copy: &CopyUp<'_>) -> Result<Staged> {
         let stat = copy.stat;
         let what = match stat.kind {
@@ -168,12 +170,17 @@ impl UpperDir {
             FileType::Fifo | FileType::Socket => What::Special(stat.kind),
         };
         let new = New { what, perm: stat.perm, uid: stat.uid, gid: stat.gid, xattrs: &[], times: None };
-        let mut staged = self.stage_new(&new)?;
-        let name = staged.name();
-        let at = Found::At(self.tmp.as_fd(), name.clone());
-        let synced = match stat.kind {
-            FileType::File => self.stage_body(&name, copy)?,
-            _ => copy::Synced::Yes,
+        let mut staged = match stat.kind {
+            FileType::File => self.stage_file(&new)?,
+            _ => self.stage_new(&new)?,
+        };
+        let at = match &staged.file {
+            Some(file) => Found::Open(file.as_fd()),
+            None => Found::At(self.tmp.as_fd(), staged.name()),
+        };
+        let synced = match &staged.file {
+            Some(file) => self.stage_body(file, staged.backing, copy)?,
+            None => copy::Synced::Yes,
         };
         for (xattr, value) in copy.xattrs {
             self.put_xattr(&at, stat.kind, xattr, value)?;
@@ -183,13 +190,12 @@ impl UpperDir {
             lower_names: copy.lower_names,
             length: stat.size,
             epoch: self.space.epoch,
-            path: copy.path.to_vec(),
+            path: copy.path.unwrap_or_default().to_vec(),
+            old: false,
         };
         let record = if synced == copy::Synced::Yes { record.synced() } else { record };
         self.space.set_origin(&at, &record)?;
-        if stat.nlink > 1 && !self.space.marks_all() && !marks::bears_marks(self.raw_stat(&at)?.kind) {
-            staged.unmarked = Some(record);
-        }
+        let bare = stat.nlink > 1 && !self.space.marks_all() && !marks::bears_marks(self.raw_stat(&at)?.kind);
         // Writing took set-user-ID bits and may have touched the times: both last.
         let attr = SetAttr {
             perm: (stat.perm & 0o6000 != 0 && stat.kind == FileType::File).then_some(stat.perm),
@@ -198,30 +204,96 @@ impl UpperDir {
             ..SetAttr::default()
         };
         self.apply_attr(&at, stat.kind, &attr)?;
+        staged.unmarked = bare.then_some(record);
         Ok(staged)
     }
 
-    fn stage_body(&self, name: &NameBuf, copy: &CopyUp<'_>) -> Result<copy::Synced> {
-        let at = Found::At(self.tmp.as_fd(), name.clone());
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.tmp, name.as_bytes(), flags, Mode::empty())
-            .map_err(|raw| error(|| at.doing("open the copy of"), raw))?;
+    /// Makes an empty regular file with its owner and mode, without a name where the filesystem knows that: it takes no
+    /// directory's entry, and is freed by a crash.
+    fn stage_file(&self, new: &New<'_>) -> Result<Staged> {
+        let Some(file) = self.make_nameless(new.perm)? else {
+            let mut staged = self.stage_new(new)?;
+            let name = staged.name();
+            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let file = rustix::fs::openat(&self.tmp, name.as_bytes(), flags, Mode::empty())
+                .map_err(|raw| error(|| shown(name.as_name(), "open the copy of"), raw))?;
+            staged.backing = self.raw_stat(&Found::Open(file.as_fd()))?.ino.0;
+            staged.file = Some(file);
+            return Ok(staged);
+        };
+        let at = Found::Open(file.as_fd());
+        let made = self.raw_stat(&at)?;
+        if self.space.always_overrides() || (made.uid, made.gid, made.perm) != (new.uid, new.gid, new.perm) {
+            let owner = SetAttr { perm: Some(new.perm), uid: Some(new.uid), gid: Some(new.gid), ..SetAttr::default() };
+            self.apply_attr(&at, FileType::File, &owner)?;
+        }
+        let mut staged = self.staged(None);
+        (staged.file, staged.backing) = (Some(file), made.ino.0);
+        Ok(staged)
+    }
+
+    fn make_nameless(&self, perm: u16) -> Result<Option<OwnedFd>> {
+        if !self.nameless.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match rustix::fs::openat(&self.tmp, ".", flags, Mode::from_raw_mode((perm & 0o777).into())) {
+            Ok(file) => Ok(Some(file)),
+            Err(Raw::OPNOTSUPP | Raw::ISDIR | Raw::INVAL | Raw::NOSYS) => {
+                self.nameless.store(false, Ordering::Relaxed);
+                Ok(None)
+            }
+            Err(raw) => Err(error(|| "make a copy".into(), raw)),
+        }
+    }
+
+    /// Gives a copy that is open its name.
+    pub(super) fn name_copy(
+        &self,
+        staged: Staged,
+        file: &OwnedFd,
+        dir: BorrowedFd<'_>,
+        name: Name<'_>,
+    ) -> rustix::io::Result<()> {
+        if staged.name.is_some() {
+            return self.move_staged(staged, dir, name);
+        }
+        match rustix::fs::linkat(file, "", dir, name.as_bytes(), AtFlags::EMPTY_PATH) {
+            // That takes a privilege (CAP_DAC_READ_SEARCH); by /proc it takes none.
+            Err(Raw::NOENT | Raw::PERM) => {
+                let path = marks::fd_path(file.as_fd(), None);
+                rustix::fs::linkat(rustix::fs::CWD, path.as_c_str(), dir, name.as_bytes(), AtFlags::SYMLINK_FOLLOW)
+            }
+            done => done,
+        }
+    }
+
+    /// Moves a staged inode out of `tmp`.
+    pub(super) fn move_staged(&self, staged: Staged, dir: BorrowedFd<'_>, name: Name<'_>) -> rustix::io::Result<()> {
+        let from = staged.name();
+        rustix::fs::renameat_with(&self.tmp, from.as_bytes(), dir, name.as_bytes(), RenameFlags::NOREPLACE)?;
+        staged.take();
+        Ok(())
+    }
+
+    fn stage_body(&self, file: &OwnedFd, backing: u64, copy: &CopyUp<'_>) -> Result<copy::Synced> {
+        let at = Found::Open(file.as_fd());
         let Some(body) = copy.body else {
-            rustix::fs::ftruncate(&fd, copy.stat.size).map_err(|raw| error(|| at.doing("size the copy of"), raw))?;
+            rustix::fs::ftruncate(file, copy.stat.size).map_err(|raw| error(|| at.doing("size the copy of"), raw))?;
             self.space.set(&at, marks::METACOPY, b"")?;
             if let Some(path) = copy.redirect {
                 self.space.set(&at, marks::REDIRECT, path)?;
             }
             return Ok(copy::Synced::Yes);
         };
-        let synced = copy::body(body, fd.as_fd(), copy.stat.size, self.durability)?;
-        if synced == copy::Synced::No && copy.path.len() > NOTED_PATH_MAX {
-            rustix::fs::fdatasync(&fd).map_err(|raw| error(|| at.doing("sync the copy of"), raw))?;
+        let synced = copy::body(body, file.as_fd(), copy.stat.size, self.durability)?;
+        if synced == copy::Synced::No && copy.path.is_some_and(|path| path.len() > NOTED_PATH_MAX) {
+            rustix::fs::fdatasync(file).map_err(|raw| error(|| at.doing("sync the copy of"), raw))?;
             return Ok(copy::Synced::Yes);
         }
         if synced == copy::Synced::No {
             self.note_unsynced()?;
-            self.whole.lock().insert(self.raw_stat(&at)?.ino.0);
+            self.whole.lock().insert(backing);
         }
         Ok(synced)
     }
@@ -260,12 +332,7 @@ impl UpperDir {
                 staged.take();
                 Ok(())
             }
-            (Over::Nothing, _) => {
-                rustix::fs::renameat_with(&self.tmp, from.as_bytes(), dir, name.as_bytes(), RenameFlags::NOREPLACE)
-                    .map_err(failed)?;
-                staged.take();
-                Ok(())
-            }
+            (Over::Nothing, _) => self.move_staged(staged, dir.as_fd(), name).map_err(failed),
         }
     }
 }

@@ -152,6 +152,8 @@ impl Found {
                 Some(Mark::Whiteout) => self.whiteout |= self.stat.kind == FileType::File && self.stat.size == 0,
                 Some(Mark::Partial(limit)) => self.partial = Some(limit),
                 Some(Mark::Kept(kept)) => self.kept = Some(kept),
+                // An old record gives way to another.
+                Some(Mark::Origin(record)) if record.old && self.origin.is_some() => {}
                 Some(Mark::Origin(record)) => self.origin = Origin::of(&record),
                 None => {}
             }
