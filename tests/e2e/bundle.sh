@@ -138,6 +138,13 @@ for image in base redis python; do "${plyfs_as[@]}" load -q "oci:$layout:$image"
 for runtime in "${runtimes[@]}"; do
   common $user "$runtime"
   serves $user "$runtime"
+  # What is closed to the user outside of the namespace.
+  "${plyfs_as[@]}" run --name closed --runtime "$runtime" base sh -c 'mkdir /closed && echo x > /closed/f && chown -R 33:33 /closed && chmod 700 /closed'
+  gives 1 "plyfs unshare" "$user, $runtime: diff of what is closed tells the way" "${plyfs_as[@]}" diff closed
+  gives 0 "A /closed/f" "$user, $runtime: diff in the namespace" "${plyfs_as[@]}" unshare "$plyfs" diff closed
+  gives 0 closed "$user, $runtime: it is removed" "${plyfs_as[@]}" rm closed
+  gives 0 "" "$user, $runtime: and deleted" "${plyfs_as[@]}" unshare "$plyfs" ps -aq
+  [[ -z $(ls -A "$PLYFS_ROOT/trash") ]] || fail "$user, $runtime: trash is left"
   [[ -z $("${plyfs_as[@]}" ps -aq) && -z $(ls -A "$TMPDIR") ]] || fail "$user, $runtime: something is left: $(ls -A "$TMPDIR")"
   ok "nothing is left: $user, $runtime"
 done

@@ -244,7 +244,7 @@ impl Store {
         fs::rename(&dir, &trash).map_err(Error::at("remove", &dir))?;
         disk::sync_dir(&self.layout().containers())?;
         drop(records);
-        disk::remove_tree(&trash)?;
+        disk::discard(&trash)?;
         Ok(container)
     }
 

@@ -111,7 +111,8 @@ fn remedy(cause: &io::Error) -> &'static str {
             "; free some space there, or choose another store with --root or PLYFS_ROOT"
         }
         io::ErrorKind::PermissionDenied => {
-            "; run as the user who owns it, or choose another store with --root or PLYFS_ROOT"
+            "; run as the user who owns it, with 'plyfs unshare plyfs ...' if a container of yours wrote it, or choose another store \
+             with --root or PLYFS_ROOT"
         }
         io::ErrorKind::ReadOnlyFilesystem => "; choose another store with --root or PLYFS_ROOT",
         _ => "",

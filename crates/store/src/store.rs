@@ -104,13 +104,7 @@ impl Store {
         for dir in [self.layout.ingest(), self.layout.trash()] {
             for name in disk::names(&dir)? {
                 log::info!("{name} in {} was left unfinished or condemned; deleting it", dir.display());
-                match disk::remove_tree(&dir.join(name)) {
-                    // It was made in a user namespace, by users who exist there only; the next command in one can delete it.
-                    Err(Error::Io { cause, doing }) if cause.kind() == std::io::ErrorKind::PermissionDenied => {
-                        log::info!("{doing}: {cause}; it is left");
-                    }
-                    removed => removed?,
-                }
+                disk::discard(&dir.join(name))?;
             }
         }
         if unfinished.is_empty() { Ok(()) } else { gc::collect_orphans(self) }
