@@ -9,6 +9,7 @@ use overlay::{Lower, Upper};
 use parking_lot::Mutex;
 
 use super::Core;
+use super::follow::NOWHERE;
 
 /// Listings that follow each other this fast are a walk.
 const WALK: Duration = Duration::from_millis(50);
@@ -92,7 +93,9 @@ where
         }
         let core = self.clone();
         self.pool.run(move || {
+            let mut off = NOWHERE;
             while let Some(dir) = core.ahead.next() {
+                core.follow.keep_off(&mut off);
                 if let Some(slot) = core.overlay.lower().slot(dir) {
                     core.overlay.lower().read_ahead(slot);
                 }
@@ -101,6 +104,7 @@ where
                     log::debug!("nothing here has an extended attribute: {}", core.overlay.is_bare());
                 }
             }
+            core.follow.part();
         });
     }
 }

@@ -46,7 +46,7 @@ const CALM: u32 = 12;
 /// After so many ticks without a request it is let go.
 const SILENT: u32 = 5;
 /// No processor.
-const NOWHERE: u32 = u32::MAX;
+pub(super) const NOWHERE: u32 = u32::MAX;
 
 /// What the reader and its watcher share.
 pub(crate) struct Follow {
@@ -140,6 +140,20 @@ impl Follow {
         let done = set_policy(thread_native_id(), NormalThreadSchedulePolicy::Other);
         if done.is_err() || sched_setaffinity(None, &reader.processors).is_err() {
             log::debug!("a thread for slow work stays on the reader's processor");
+        }
+    }
+
+    /// Keeps the calling thread, which works ahead of the client, off the processor where the reader is with that client; `off` is
+    /// where it was kept off last.
+    pub(super) fn keep_off(&self, off: &mut u32) {
+        let processor = self.client.load(Ordering::Relaxed);
+        if *off == processor {
+            return;
+        }
+        let Some(reader) = self.reader.lock().clone() else { return };
+        let others = reader.processors_but(processor as usize);
+        if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+            *off = processor;
         }
     }
 
@@ -289,9 +303,8 @@ impl Reader {
         if processor >= CpuSet::MAX_CPU || !self.processors.is_set(processor) {
             return false;
         }
-        let (mut one, mut others) = (CpuSet::new(), self.processors);
+        let (mut one, others) = (CpuSet::new(), self.processors_but(processor));
         one.set(processor);
-        others.unset(processor);
         if others.count() > 0
             && watcher.is_some()
             && let Err(errno) = sched_setaffinity(watcher, &others)
@@ -299,6 +312,14 @@ impl Reader {
             log::debug!("the watcher stays where it is: {errno}");
         }
         sched_setaffinity(Some(self.id), &one).is_ok()
+    }
+
+    fn processors_but(&self, processor: usize) -> CpuSet {
+        let mut others = self.processors;
+        if processor < CpuSet::MAX_CPU {
+            others.unset(processor);
+        }
+        others
     }
 
     fn release(&self) {
