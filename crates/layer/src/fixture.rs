@@ -108,7 +108,7 @@ pub fn socket(path: impl AsRef<[u8]>) -> Item {
 pub fn whiteout(path: impl AsRef<[u8]>) -> Item {
     let path = path.as_ref();
     let name = path.iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
-    file([&path[..name], b".wh.", &path[name..]].concat(), b"")
+    file([&path[..name], crate::whiteout::PREFIX, &path[name..]].concat(), b"")
 }
 
 /// An opaque marker in `dir`.

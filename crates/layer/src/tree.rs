@@ -373,7 +373,9 @@ impl LayerTree {
                     return Ok(Walk::Absent(rest));
                 }
                 // Names of members were looked at before; this is for those in the targets of symbolic links.
-                None if name.as_bytes().starts_with(b".wh.") => return Err(Refusal::BelowWhiteout(shown(&step))),
+                None if name.as_bytes().starts_with(whiteout::PREFIX) => {
+                    return Err(Refusal::BelowWhiteout(shown(&step)));
+                }
                 None => dir = self.imply(dir, name),
             }
         }
@@ -448,7 +450,7 @@ impl LayerTree {
         }
         let nowhere = || Refusal::LinkToNowhere(shown(target));
         let path = TreePath::parse(target).map_err(|why| Refusal::LinkPath { target: shown(target), why })?;
-        if path.names().any(|name| name.as_bytes().starts_with(b".wh.")) {
+        if path.names().any(|name| name.as_bytes().starts_with(whiteout::PREFIX)) {
             return Err(nowhere());
         }
         let (parent, last) = path.split_last().ok_or_else(nowhere)?;

@@ -2,6 +2,9 @@
 
 use crate::name::{Name, NameError};
 
+/// What stands before a name to hide it.
+pub const PREFIX: &[u8] = b".wh.";
+
 /// The name of an opaque marker: hides everything that lower layers have in this directory.
 pub const OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -26,7 +29,7 @@ pub fn spelling(name: Name<'_>) -> Result<Spelling<'_>, NameError> {
     match name.as_bytes() {
         OPAQUE => Ok(Spelling::Opaque),
         bytes if bytes.starts_with(b".wh..wh.") => Ok(Spelling::Bookkeeping),
-        bytes => match bytes.strip_prefix(b".wh.") {
+        bytes => match bytes.strip_prefix(PREFIX) {
             Some(hidden) => Name::new(hidden).map(Spelling::Whiteout),
             None => Ok(Spelling::Plain(name)),
         },

@@ -212,7 +212,7 @@ enum Spelling<'a> {
 
 fn spelling(name: &[u8]) -> Spelling<'_> {
     use layer::whiteout;
-    if !name.starts_with(b".wh.") {
+    if !name.starts_with(whiteout::PREFIX) {
         return Spelling::Plain(name);
     }
     match Name::new(name).and_then(whiteout::spelling) {

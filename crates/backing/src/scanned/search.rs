@@ -210,7 +210,7 @@ impl<'a> Search<'a> {
                 Ok(found) if is_empty_file(&found) && is_marked_whiteout(dir.as_fd(), name)? => There::Whiteout,
                 Ok(found) => There::Something(found.stat.kind),
             };
-            let hidden = [b".wh.", name.as_bytes()].concat();
+            let hidden = [layer::whiteout::PREFIX, name.as_bytes()].concat();
             let ends = self.scanned.options.whiteouts == Whiteouts::All && exists(dir.as_fd(), &hidden)?;
             Ok(Probe { there, ends })
         };

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use layer::whiteout::OPAQUE;
+use layer::whiteout::{OPAQUE, PREFIX};
 use layer::{FileType, NameBuf, Stat};
 use overlay::upper::{Listed, SetAttr, SetTime};
 use overlay::{Errno, Error, Result, Upper};
@@ -13,8 +13,6 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{DirFd, Found, UpperDir, error, marks, taken_over};
 
-/// What stands before a name to hide it.
-const HIDES: &[u8] = b".wh.";
 /// The longest name that can be hidden so, in bytes (`NAME_MAX` without the four of `.wh.`).
 const LONGEST: usize = 251;
 
@@ -78,7 +76,7 @@ impl UpperDir {
             Err(Error::fault(format!("spell {} in the AUFS form", name.as_name()), Errno::EINVAL, why.to_owned()))
         };
         for Listed { name, kind, .. } in listed {
-            if name.as_bytes().starts_with(HIDES) {
+            if name.as_bytes().starts_with(PREFIX) {
                 return refused(name, "names that begin with .wh. mean deletions there; rename it first");
             }
             if kind.is_none() && name.as_bytes().len() > LONGEST {
@@ -106,7 +104,7 @@ impl UpperDir {
         for entry in listed {
             match entry.kind {
                 None => {
-                    self.make_marker(dir, &[HIDES, entry.name.as_bytes()].concat())?;
+                    self.make_marker(dir, &[PREFIX, entry.name.as_bytes()].concat())?;
                     self.unlink(dir, entry.name.as_name(), overlay::upper::Leave::Nothing)?;
                 }
                 Some(FileType::Dir) => {} // It comes by itself.

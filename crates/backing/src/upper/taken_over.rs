@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use layer::whiteout::{Spelling, spelling};
+use layer::whiteout::{PREFIX, Spelling, spelling};
 use layer::{FileType, Name, NameBuf};
 use overlay::{Error, Result, Upper};
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
@@ -124,7 +124,7 @@ impl UpperDir {
             if entry.kind == Some(FileType::Dir) {
                 dirs.push((Arc::clone(dir), entry.name.clone()));
             } else if entry.kind == Some(FileType::File)
-                && entry.name.as_bytes().starts_with(b".wh.")
+                && entry.name.as_bytes().starts_with(PREFIX)
                 && self.is_empty_file(dir, entry.name.as_name())?
             {
                 spelled.push(entry.name.clone());
