@@ -116,7 +116,9 @@ impl Follow {
             return;
         }
         if before != NOWHERE {
-            reader.pin(processor, Pid::from_raw(self.watcher_id.load(Ordering::Relaxed)));
+            if !reader.pin(processor, Pid::from_raw(self.watcher_id.load(Ordering::Relaxed))) {
+                self.client.store(NOWHERE, Ordering::Relaxed);
+            }
             return;
         }
         let mut watcher = self.watcher.lock();
