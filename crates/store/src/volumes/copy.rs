@@ -55,12 +55,10 @@ impl Copy<'_> {
 
     fn entry(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
         let stat = sys::stat_at(from, name).map_err(failed("look at", path))?.stat;
-        if stat.kind != FileType::Dir && stat.nlink > 1 {
-            if let Some(first) = self.linked.get(&stat.ino.0) {
-                return rustix::fs::linkat(self.top, &first[..], to, name, AtFlags::empty())
-                    .map_err(failed("link", path));
-            }
-            self.linked.insert(stat.ino.0, path.to_vec());
+        if stat.kind != FileType::Dir
+            && let Some(first) = self.linked.get(&stat.ino.0)
+        {
+            return rustix::fs::linkat(self.top, &first[..], to, name, AtFlags::empty()).map_err(failed("link", path));
         }
         match stat.kind {
             FileType::Dir => {
@@ -87,6 +85,10 @@ impl Copy<'_> {
                     made => made.map_err(failed("make", path))?,
                 }
             }
+        }
+        // Not before: what is left out has no name that others could be linked to.
+        if stat.nlink > 1 {
+            self.linked.insert(stat.ino.0, path.to_vec());
         }
         dress(from, to, name, path, &stat)
     }
