@@ -4,11 +4,46 @@
 //! Capabilities and set-user-ID bits are noted on the file first, so that a crash does not take them: whoever finds the file
 //! with a note of an earlier mount gives back what it says.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use layer::{Stat, Time};
 use overlay::upper::{Kept, SetAttr, SetTime, SetXattr, Target};
 use overlay::{Errno, Error, Result};
+use parking_lot::Mutex;
 
 use super::{CAPABILITY, Found, UpperDir, attr, error, marks};
+
+/// Which files bear a note of this mount, by backing inode number. A file's note is written, followed and dropped under a lock
+/// of that file alone.
+#[derive(Default)]
+pub(super) struct Notes(Mutex<HashMap<u64, Arc<Mutex<bool>>>>);
+
+/// The place of one file among the [`Notes`]; the flag tells whether it bears one. With the last of these goes the place, unless
+/// there is a note.
+struct Place<'a> {
+    notes: &'a Notes,
+    ino: u64,
+    noted: Arc<Mutex<bool>>,
+}
+
+impl Notes {
+    fn of(&self, ino: u64) -> Place<'_> {
+        let noted = Arc::clone(self.0.lock().entry(ino).or_default());
+        Place { notes: self, ino, noted }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut places = self.notes.0.lock();
+        // Given up while the map is locked, so that of several who leave at once the last sees that it is.
+        drop(std::mem::take(&mut self.noted));
+        if places.get(&self.ino).is_some_and(|noted| Arc::strong_count(noted) == 1 && !*noted.lock()) {
+            places.remove(&self.ino);
+        }
+    }
+}
 
 impl UpperDir {
     /// Reads what a write would take, and notes what a crash would then have taken for good.
@@ -18,16 +53,18 @@ impl UpperDir {
         let bits = (self.space.overrides() && perm & 0o6000 != 0).then_some(perm);
         let kept = Kept { perm: bits, atime, mtime, capability: marks::get(&of, CAPABILITY)? };
         if kept.is_privilege() {
-            let mut noted = self.kept.lock();
+            let place = self.kept.of(ino.0);
+            let mut noted = place.noted.lock();
             self.space.set_kept(&of, &kept)?;
-            noted.insert(ino.0);
+            *noted = true;
         }
         Ok(kept)
     }
 
     /// Gives it back, and drops the note.
     pub(super) fn give_back_noted(&self, of: &Found<'_>, kept: &Kept) -> Result<()> {
-        let mut noted = self.kept.lock();
+        let place = self.kept.of(self.raw_stat(of)?.ino.0);
+        let mut noted = place.noted.lock();
         let given = match self.give(of, kept) {
             Err(Error::Answer(Errno::ENOSPC | Errno::EDQUOT)) => {
                 // The note has its room.
@@ -38,15 +75,16 @@ impl UpperDir {
         };
         if kept.is_privilege() {
             self.space.end_kept(of)?;
-            noted.remove(&self.raw_stat(of)?.ino.0);
+            *noted = false;
         }
         given
     }
 
     /// Gives back what a crash took, unless the note is of this mount: then the file is being written.
     pub(super) fn recover_kept(&self, of: &Found<'_>, stat: &Stat) -> Result<()> {
-        let noted = self.kept.lock();
-        if noted.contains(&stat.ino.0) {
+        let place = self.kept.of(stat.ino.0);
+        let noted = place.noted.lock();
+        if *noted {
             return Ok(());
         }
         // It may have been dropped since it was seen.
@@ -169,9 +207,26 @@ mod tests {
         fs::write(scratch.path().join("upper/tool"), b"other").unwrap();
         assert_eq!(seen(&upper), (seen(&upper).0, None, kept.is_privilege()));
         upper.give_back(tool(&root), &kept).unwrap();
+        assert!(upper.kept.0.lock().is_empty());
         assert_eq!(seen(&upper), (0o4755, capability, false));
         let mtime = upper.stat(tool(&root)).unwrap().mtime;
         assert_eq!(mtime, kept.mtime);
+    }
+
+    #[test]
+    fn a_file_waits_for_no_other_and_keeps_a_place_while_it_is_noted() {
+        let notes = Notes::default();
+        let one = notes.of(1);
+        let mut noted = one.noted.lock();
+        assert!(notes.of(1).noted.try_lock().is_none());
+        assert!(notes.of(2).noted.try_lock().is_some());
+        *noted = true;
+        drop(noted);
+        drop(one);
+        assert_eq!(notes.0.lock().keys().collect::<Vec<_>>(), [&1]);
+        assert!(*notes.of(1).noted.lock());
+        *notes.of(1).noted.lock() = false;
+        assert!(notes.0.lock().is_empty());
     }
 
     #[test]

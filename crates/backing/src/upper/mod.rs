@@ -71,7 +71,7 @@ pub struct UpperDir {
     /// What is noted of those inodes in the index that can bear no mark, by backing inode number.
     unmarked: Mutex<HashMap<u64, marks::OriginRecord>>,
     /// Files that bear a note of this mount ([`kept`]), by backing inode number.
-    kept: Mutex<HashSet<u64>>,
+    kept: kept::Notes,
 }
 
 /// Whether copies are on disk before they take a name.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno as Raw;
 
-use super::{Identity, Settings, UpperDir, marks, recover, stage, taken_over};
+use super::{Identity, Settings, UpperDir, kept, marks, recover, stage, taken_over};
 
 impl UpperDir {
     /// Opens an upper and its work directory, and sweeps what a crash left in the latter.
@@ -67,7 +67,7 @@ impl UpperDir {
             whole: Mutex::default(),
             noted: Mutex::new(noted.is_some()),
             unmarked: Mutex::default(),
-            kept: Mutex::default(),
+            kept: kept::Notes::default(),
         };
         this.read_unmarked()?;
         stage::empty_dir(&this.tmp)?;
