@@ -149,6 +149,7 @@ fn wishes(options: &Options, acl: bool) -> Wishes {
         ttl: options.timeout.unwrap_or(FOREVER),
         max_write: options.max_write.unwrap_or(1 << 20).clamp(4096, 16 << 20),
         follow: on(Feature::Follow) && options.threads.get() == 1,
+        content: on(Feature::Content) && options.threads.get() == 1,
         sync: options.durability == options::Durability::Full,
         static_nlink: options.dir_nlink == DirNlink::One,
         space_of: None,

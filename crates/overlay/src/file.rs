@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use layer::{FileType, Ino};
+use layer::{FileType, Ino, Slot};
 
 use crate::attr::Privilege;
 use crate::copy_up::{Depth, Fresh};
 use crate::error::{Errno, Error, Result};
 use crate::lower::{Body, Lower, LowerFile};
 use crate::node::{Node, OpenBody, Place, heir_of};
-use crate::union::Overlay;
+use crate::union::{At, Overlay};
 use crate::upper::{Seek, Upper, UpperFile};
 
 /// How a program opens a file.
@@ -201,19 +201,22 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         self.nodes.get(id)?.heir.get().map(|heir| heir.id)
     }
 
-    /// Tells whether opening this inode for writing copies a body that is worth a thread of its own.
-    pub fn copies_much(&self, id: Ino) -> bool {
-        const MUCH: u64 = 1 << 20;
-        let slot = match self.at(id) {
-            Ok(crate::union::At::Lower(slot)) => Some(slot),
-            Ok(crate::union::At::Node(node)) => match &*node.place.read() {
+    /// Returns the row of the lower that has an inode's body; `None` for a body that the upper has, in whole or in part.
+    pub fn slot_below(&self, id: Ino) -> Option<Slot> {
+        match self.at(id).ok()? {
+            At::Lower(slot) => Some(slot),
+            At::Node(node) => match &*node.place.read() {
                 Place::Lower { .. } => node.slot,
                 Place::Upper(up) => up.body_below,
                 Place::Gone(_) => None,
             },
-            Err(_) => None,
-        };
-        slot.is_some_and(|slot| {
+        }
+    }
+
+    /// Tells whether opening this inode for writing copies a body that is worth a thread of its own.
+    pub fn copies_much(&self, id: Ino) -> bool {
+        const MUCH: u64 = 1 << 20;
+        self.slot_below(id).is_some_and(|slot| {
             self.lower
                 .stat(slot)
                 .is_ok_and(|stat| stat.size > MUCH && (!self.options.lazy || stat.size < self.options.lazy_min))

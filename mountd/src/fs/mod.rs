@@ -4,6 +4,7 @@
 //! that die with the process. Slow work (copies of large bodies, syncs) is done by a few threads of its own.
 
 mod ahead;
+mod content;
 mod convert;
 mod executed;
 mod follow;
@@ -37,6 +38,7 @@ pub(crate) struct Core<L: Lower, U: Upper> {
     pub(crate) executed: executed::Executed,
     pub(crate) pool: Pool,
     pub(crate) ahead: ahead::Ahead,
+    pub(crate) content: content::Content,
     pub(crate) follow: Arc<follow::Follow>,
     /// The means to tell the kernel what changed behind its back.
     pub(crate) notifier: OnceLock<Notifier>,
@@ -78,6 +80,8 @@ pub struct Wishes {
     pub max_write: u32,
     /// The reader goes to the processor of its only client.
     pub follow: bool,
+    /// The content of a small file comes with its first open; there is one reader of requests then.
+    pub content: bool,
     /// fsync is passed on.
     pub sync: bool,
     /// The link count of every directory is 1.
@@ -99,6 +103,7 @@ where
     pub fn new(overlay: Overlay<L, U>, wishes: Wishes) -> Self {
         let follow = follow::Follow::new(wishes.follow);
         let ordinary = follow.clone();
+        let content = content::Content::new(wishes.content);
         let core = Core {
             overlay,
             wishes,
@@ -106,6 +111,7 @@ where
             executed: executed::Executed::default(),
             pool: Pool::new(move || ordinary.part()),
             ahead: ahead::Ahead::new(),
+            content,
             follow,
             notifier: OnceLock::new(),
         };

@@ -133,10 +133,35 @@ where
                 return reply.error(answer(&error));
             }
         };
+        if matches!(chosen, Chosen::Cached) && access == Access::Read && flags & libc::O_DIRECT == 0 {
+            self.bring_content(ino);
+        }
         self.executed.opened(ino, handle(flags));
         match chosen {
             Chosen::Backed(id) => reply.opened_passthrough(FileHandle(handle(flags)), FopenFlags::empty(), &id),
             Chosen::Cached => reply.opened(FileHandle(handle(flags)), self.cache_flags(&body)),
+        }
+    }
+
+    /// Puts the whole content of a small file of the lower that is opened for the first time where the kernel looks for it.
+    fn bring_content(&self, ino: Ino) {
+        let (Some(notifier), Some(slot)) = (self.notifier.get(), self.overlay.slot_below(ino)) else { return };
+        if !self.content.opened_first(slot) {
+            return;
+        }
+        let Ok(attr) = self.overlay.getattr(ino) else { return };
+        if attr.stat.size == 0 || attr.stat.size > LARGE {
+            return;
+        }
+        let size = attr.stat.size as usize;
+        let brought = with_buffer(size, |buffer| {
+            self.overlay.read(ino, 0, buffer, |bytes| notifier.store(INodeNo(ino.0), 0, bytes))
+        });
+        match brought {
+            Ok(Ok(())) => {}
+            // A reader is told in its turn what is wrong with the file.
+            Ok(Err(error)) => log::debug!("the content of {} is left to be asked for: {error}", ino.0),
+            Err(error) => log::debug!("the content of {} is left to be asked for: {error}", ino.0),
         }
     }
 
@@ -326,6 +351,16 @@ thread_local! {
     static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
+/// Lends the thread's scratch space, `size` bytes of it.
+fn with_buffer<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        work(&mut buffer[..size])
+    })
+}
+
 impl<L, U> Filesystem for Fs<L, U>
 where
     L: Lower,
@@ -504,12 +539,9 @@ where
         reply: ReplyData,
     ) {
         self.core.follow.took(req.pid());
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < size as usize {
-                buffer.resize(size as usize, 0);
-            }
+        with_buffer(size as usize, |buffer| {
             let mut reply = Some(reply);
-            let read = self.core.overlay.read(ino(node), offset, &mut buffer[..size as usize], |bytes| {
+            let read = self.core.overlay.read(ino(node), offset, buffer, |bytes| {
                 if let Some(reply) = reply.take() {
                     reply.data(bytes);
                 }

@@ -41,6 +41,7 @@ features! {
     Reflink "reflink" "Copy-up shares blocks with the lower where the filesystem can."
     Bare "bare" "A read-only mount without any extended attribute says so to a program that asks for many."
     Follow "follow" "The reader of requests goes to the processor of its only client."
+    Content "content" "The content of a small file comes with its first open."
     LazyCopyUp "lazycopyup" "Large files are copied up piece by piece."
 }
 

@@ -10,6 +10,7 @@
 
 mod area;
 mod attributes;
+mod content;
 mod copy_up;
 mod directories;
 mod disks;
