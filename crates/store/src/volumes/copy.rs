@@ -13,13 +13,82 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result, shown};
 
-/// Copies what is in `from`, and what `from` itself is, to the empty directory `to`.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// As much of a path as a system call is given: less than `PATH_MAX`, more than a name can have.
+const STRIDE: usize = 4000;
+
+/// Copies what is in `from`, and what `from` itself is, to the empty directory `to`. The depth is not limited: a few descriptors
+/// do for any.
 ///
 /// # Errors
 /// The disk, the image. Sockets are left out; devices and attributes that an ordinary user cannot make are told and left out.
 pub(super) fn content(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
     let mut copy = Copy { top: to.as_fd(), linked: HashMap::new() };
-    copy.directory(from.as_fd(), to.as_fd(), b"")
+    let mut path = Vec::new();
+    let mut at = open_both(from.as_fd(), to.as_fd(), b".", &path)?;
+    let mut levels = vec![Level::of(&at, 0, &path)?];
+    while let Some(level) = levels.last_mut() {
+        path.truncate(level.path);
+        if let Some(name) = level.names.pop() {
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend(&name);
+            if let Some(below) = copy.entry(at.0.as_fd(), at.1.as_fd(), &name, &path)? {
+                at = below;
+                levels.push(Level::of(&at, path.len(), &path)?);
+            }
+            continue;
+        }
+        dress_directory(at.0.as_fd(), at.1.as_fd(), &path)?;
+        levels.pop();
+        if let Some(above) = levels.last() {
+            at = open_both(at.0.as_fd(), at.1.as_fd(), b"..", &path)?;
+            if (identity(&at.0, &path)?, identity(&at.1, &path)?) != above.identity {
+                return Err(failed("leave", &path)(io::Error::other("the directory was moved meanwhile")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A directory that is being copied: the image's and ours.
+type Both = (OwnedFd, OwnedFd);
+
+/// One of the directories from the top to where the copy is.
+struct Level {
+    /// What it has left to copy.
+    names: Vec<Vec<u8>>,
+    /// Length of its path.
+    path: usize,
+    /// What both are, to be known again from below.
+    identity: ((u64, u64), (u64, u64)),
+}
+
+impl Level {
+    fn of((from, to): &Both, length: usize, path: &[u8]) -> Result<Self> {
+        let mut names = Vec::new();
+        let listed = sys::read_dir(from, |entry| {
+            names.push(entry.name.to_vec());
+            ControlFlow::Continue(())
+        });
+        listed.map_err(failed("list", path))?;
+        names.reverse();
+        Ok(Level { names, path: length, identity: (identity(from, path)?, identity(to, path)?) })
+    }
+}
+
+/// Device and inode number.
+fn identity(dir: &OwnedFd, path: &[u8]) -> Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(dir).map_err(failed("look at", path))?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+fn open_both(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Both> {
+    let open =
+        |dir: BorrowedFd<'_>| rustix::fs::openat(dir, name, DIRECTORY, Mode::empty()).map_err(failed("open", path));
+    Ok((open(from)?, open(to)?))
 }
 
 struct Copy<'a> {
@@ -29,58 +98,33 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    fn directory(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
-        let mut names = Vec::new();
-        let listed = sys::read_dir(from, |entry| {
-            names.push(entry.name.to_vec());
-            ControlFlow::Continue(())
-        });
-        listed.map_err(failed("list", path))?;
-        for name in names {
-            let below = if path.is_empty() { name.clone() } else { [path, b"/", &name].concat() };
-            self.entry(from, to, &name, &below)?;
-        }
-        let stat = sys::stat_of(from).map_err(failed("look at", path))?.stat;
-        let attributes = sys::xattr_names_of(from).map_err(failed("read the attributes of", path))?;
-        rustix::fs::fchown(to, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))
-            .map_err(failed("set the owner of", path))?;
-        for name in split(&attributes) {
-            let value = sys::xattr_of(from, name).map_err(failed("read the attributes of", path))?;
-            let set = |value: Vec<u8>| sys::set_xattr_of(to, name, &value, XattrFlags::empty());
-            kept(value.map_or(Ok(()), set), name, path)?;
-        }
-        rustix::fs::fchmod(to, Mode::from_raw_mode(stat.perm.into())).map_err(failed("change the mode of", path))?;
-        rustix::fs::futimens(to, &times(&stat)).map_err(failed("set the times of", path))
-    }
-
-    fn entry(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
+    /// Copies one entry; a directory is made and returned open, still empty.
+    fn entry(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Option<Both>> {
         let stat = sys::stat_at(from, name).map_err(failed("look at", path))?.stat;
         if stat.kind != FileType::Dir
             && let Some(first) = self.linked.get(&stat.ino.0)
         {
-            return rustix::fs::linkat(self.top, &first[..], to, name, AtFlags::empty()).map_err(failed("link", path));
+            link(self.top, first, to, name).map_err(failed("link", path))?;
+            return Ok(None);
         }
         match stat.kind {
             FileType::Dir => {
                 rustix::fs::mkdirat(to, name, Mode::RWXU).map_err(failed("make directory", path))?;
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let open = |dir: BorrowedFd<'_>| rustix::fs::openat(dir, name, flags, Mode::empty());
-                let (from, to) = (open(from).map_err(failed("open", path))?, open(to).map_err(failed("open", path))?);
-                return self.directory(from.as_fd(), to.as_fd(), path);
+                return open_both(from, to, name, path).map(Some);
             }
             FileType::File => body(from, to, name).map_err(failed("copy", path))?,
             FileType::Symlink => {
                 let target = sys::read_link_at(from, name).map_err(failed("read link", path))?;
                 rustix::fs::symlinkat(&target[..], to, name).map_err(failed("make link", path))?;
             }
-            FileType::Socket => return Ok(()),
+            FileType::Socket => return Ok(None),
             FileType::Fifo | FileType::Char | FileType::Block => {
                 let device = rustix::fs::makedev(stat.rdev.major, stat.rdev.minor);
                 let kind = RawType::from_raw_mode(stat.kind.mode_bits());
                 match rustix::fs::mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, device) {
                     Err(Errno::PERM) => {
                         log::warn!("device {} is left out for want of privilege", shown(path));
-                        return Ok(());
+                        return Ok(None);
                     }
                     made => made.map_err(failed("make", path))?,
                 }
@@ -90,8 +134,38 @@ impl Copy<'_> {
         if stat.nlink > 1 {
             self.linked.insert(stat.ino.0, path.to_vec());
         }
-        dress(from, to, name, path, &stat)
+        dress(from, to, name, path, &stat)?;
+        Ok(None)
     }
+}
+
+/// Links to `first`, a path below `top` of any length.
+fn link(top: BorrowedFd<'_>, mut first: &[u8], to: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
+    let mut reached = None::<OwnedFd>;
+    while first.len() > STRIDE
+        && let Some(slash) = first[..STRIDE].iter().rposition(|&byte| byte == b'/')
+    {
+        let flags = DIRECTORY | OFlags::PATH;
+        let dir = reached.as_ref().map_or(top, AsFd::as_fd);
+        reached = Some(rustix::fs::openat(dir, &first[..slash], flags, Mode::empty())?);
+        first = &first[slash + 1..];
+    }
+    rustix::fs::linkat(reached.as_ref().map_or(top, AsFd::as_fd), first, to, name, AtFlags::empty())
+}
+
+/// Gives a directory that is filled what the image's has.
+fn dress_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
+    let stat = sys::stat_of(from).map_err(failed("look at", path))?.stat;
+    let attributes = sys::xattr_names_of(from).map_err(failed("read the attributes of", path))?;
+    rustix::fs::fchown(to, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))
+        .map_err(failed("set the owner of", path))?;
+    for name in split(&attributes) {
+        let value = sys::xattr_of(from, name).map_err(failed("read the attributes of", path))?;
+        let set = |value: Vec<u8>| sys::set_xattr_of(to, name, &value, XattrFlags::empty());
+        kept(value.map_or(Ok(()), set), name, path)?;
+    }
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.perm.into())).map_err(failed("change the mode of", path))?;
+    rustix::fs::futimens(to, &times(&stat)).map_err(failed("set the times of", path))
 }
 
 fn body(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
@@ -143,7 +217,81 @@ fn kept(set: rustix::io::Result<()>, attribute: &[u8], path: &[u8]) -> Result<()
     }
 }
 
-fn failed<E: Into<io::Error>>(verb: &'static str, path: &[u8]) -> impl FnOnce(E) -> Error {
-    let doing = format!("{verb} '{}'", shown(path));
-    move |cause| Error::io(doing, cause)
+fn failed<E: Into<io::Error>>(verb: &str, path: &[u8]) -> impl FnOnce(E) -> Error {
+    move |cause| Error::io(format!("{verb} '{}'", shown(path)), cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::disk;
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        rustix::fs::open(path, DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    /// A directory that is deleted at the end, however deep it is: the scratch directory's own end fails on that.
+    struct Deep(std::path::PathBuf);
+
+    impl Drop for Deep {
+        fn drop(&mut self) {
+            disk::remove_tree(&self.0).unwrap();
+        }
+    }
+
+    fn scratch() -> (tempfile::TempDir, [Deep; 2]) {
+        let scratch = tempfile::tempdir().unwrap();
+        let made = ["from", "to"].map(|name| {
+            std::fs::create_dir(scratch.path().join(name)).unwrap();
+            Deep(scratch.path().join(name))
+        });
+        (scratch, made)
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_copied_with_its_links() {
+        const DEPTH: usize = 3000;
+        let (_scratch, [from, to]) = scratch();
+        let write = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        let mut dir = open(&from.0);
+        for _ in 0..DEPTH {
+            rustix::fs::mkdirat(&dir, "down", Mode::RWXU).unwrap();
+            dir = rustix::fs::openat(&dir, "down", DIRECTORY, Mode::empty()).unwrap();
+        }
+        let file = rustix::fs::openat(&dir, "first", write, Mode::RUSR).unwrap();
+        rustix::io::write(&file, b"deep").unwrap();
+        rustix::fs::linkat(&dir, "first", &dir, "second", AtFlags::empty()).unwrap();
+
+        content(&open(&from.0), &open(&to.0)).unwrap();
+
+        let mut dir = open(&to.0);
+        for _ in 0..DEPTH {
+            dir = rustix::fs::openat(&dir, "down", DIRECTORY, Mode::empty()).unwrap();
+        }
+        let [first, second] = ["first", "second"].map(|name| sys::stat_at(&dir, name.as_bytes()).unwrap().stat);
+        assert_eq!((first.size, first.nlink), (4, 2));
+        assert_eq!(second.ino, first.ino);
+    }
+
+    #[test]
+    fn a_special_file_that_is_left_out_is_under_none_of_its_names() {
+        let (_scratch, [from, to]) = scratch();
+        std::fs::create_dir(from.0.join("below")).unwrap();
+        let _socket = UnixListener::bind(from.0.join("one")).unwrap();
+        std::fs::hard_link(from.0.join("one"), from.0.join("two")).unwrap();
+        std::fs::hard_link(from.0.join("one"), from.0.join("below/three")).unwrap();
+        std::fs::write(from.0.join("file"), b"file").unwrap();
+
+        content(&open(&from.0), &open(&to.0)).unwrap();
+
+        let names = |dir: std::path::PathBuf| {
+            let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(to.0.clone()), ["below", "file"]);
+        assert!(names(to.0.join("below")).is_empty());
+    }
 }
