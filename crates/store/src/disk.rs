@@ -1,14 +1,20 @@
-//! Small steps on the disk: publish a file by rename, sync a directory, delete a tree.
+//! Small steps on the disk: publish a file by rename, sync a directory, measure or delete a tree.
 
-use std::collections::{HashSet, VecDeque};
+mod usage;
+
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+
+#[cfg(test)]
+pub(crate) use usage::tests::Deep;
+pub(crate) use usage::{DIRECTORY, Identity, above, allocated, identity};
 
 /// Makes a directory 0700 unless it is there.
 pub(crate) fn make_dir(path: &Path) -> Result<()> {
@@ -83,35 +89,6 @@ pub(crate) fn random_id() -> Result<String> {
     let source = Path::new("/dev/urandom");
     File::open(source).and_then(|mut file| file.read_exact(&mut bytes)).map_err(Error::at("read", source))?;
     Ok(layer::Digest::from_bytes(bytes).hex())
-}
-
-/// Returns what a file, or a directory with all below it, takes on the disk: allocated bytes, each inode once; 0 if it is
-/// not there.
-pub(crate) fn allocated(top: &Path) -> Result<u64> {
-    let mut sum = 0;
-    let mut linked = HashSet::new();
-    let mut pending = vec![top.to_owned()];
-    while let Some(path) = pending.pop() {
-        // Others may delete meanwhile.
-        let metadata = match fs::symlink_metadata(&path) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,
-            metadata => metadata.map_err(Error::at("look at", &path))?,
-        };
-        if metadata.is_dir() || metadata.nlink() == 1 || linked.insert((metadata.dev(), metadata.ino())) {
-            sum += metadata.blocks() * 512;
-        }
-        if metadata.is_dir() {
-            match fs::read_dir(&path) {
-                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
-                entries => {
-                    for entry in entries.map_err(Error::at("list", &path))? {
-                        pending.push(entry.map_err(Error::at("list", &path))?.path());
-                    }
-                }
-            }
-        }
-    }
-    Ok(sum)
 }
 
 /// Deletes a file, or a directory with all below it; what is not there is deleted already.

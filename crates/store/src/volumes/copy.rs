@@ -11,9 +11,8 @@ use layer::{FileType, Stat};
 use rustix::fs::{AtFlags, FileType as RawType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::disk::{self, DIRECTORY, Identity};
 use crate::error::{Error, Result, shown};
-
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// As much of a path as a system call is given: less than `PATH_MAX`, more than a name can have.
 const STRIDE: usize = 4000;
@@ -43,11 +42,12 @@ pub(super) fn content(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
         }
         dress_directory(at.0.as_fd(), at.1.as_fd(), &path)?;
         levels.pop();
-        if let Some(above) = levels.last() {
-            at = open_both(at.0.as_fd(), at.1.as_fd(), b"..", &path)?;
-            if (identity(&at.0, &path)?, identity(&at.1, &path)?) != above.identity {
+        if let Some(level) = levels.last() {
+            let above = |dir, known| disk::above(dir, known, DIRECTORY).map_err(failed("leave", &path));
+            let (Some(from), Some(to)) = (above(&at.0, level.identity.0)?, above(&at.1, level.identity.1)?) else {
                 return Err(failed("leave", &path)(io::Error::other("the directory was moved meanwhile")));
-            }
+            };
+            at = (from, to);
         }
     }
     Ok(())
@@ -63,7 +63,7 @@ struct Level {
     /// Length of its path.
     path: usize,
     /// What both are, to be known again from below.
-    identity: ((u64, u64), (u64, u64)),
+    identity: (Identity, Identity),
 }
 
 impl Level {
@@ -75,14 +75,9 @@ impl Level {
         });
         listed.map_err(failed("list", path))?;
         names.reverse();
-        Ok(Level { names, path: length, identity: (identity(from, path)?, identity(to, path)?) })
+        let identity = |dir| disk::identity(dir).map_err(failed("look at", path));
+        Ok(Level { names, path: length, identity: (identity(from)?, identity(to)?) })
     }
-}
-
-/// Device and inode number.
-fn identity(dir: &OwnedFd, path: &[u8]) -> Result<(u64, u64)> {
-    let stat = rustix::fs::fstat(dir).map_err(failed("look at", path))?;
-    Ok((stat.st_dev, stat.st_ino))
 }
 
 fn open_both(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Both> {
@@ -226,27 +221,11 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::disk;
-
-    fn open(path: &std::path::Path) -> OwnedFd {
-        rustix::fs::open(path, DIRECTORY, Mode::empty()).unwrap()
-    }
-
-    /// A directory that is deleted at the end, however deep it is: the scratch directory's own end fails on that.
-    struct Deep(std::path::PathBuf);
-
-    impl Drop for Deep {
-        fn drop(&mut self) {
-            disk::remove_tree(&self.0).unwrap();
-        }
-    }
+    use crate::disk::Deep;
 
     fn scratch() -> (tempfile::TempDir, [Deep; 2]) {
         let scratch = tempfile::tempdir().unwrap();
-        let made = ["from", "to"].map(|name| {
-            std::fs::create_dir(scratch.path().join(name)).unwrap();
-            Deep(scratch.path().join(name))
-        });
+        let made = ["from", "to"].map(|name| Deep::new(scratch.path().join(name)));
         (scratch, made)
     }
 
@@ -255,18 +234,14 @@ mod tests {
         const DEPTH: usize = 3000;
         let (_scratch, [from, to]) = scratch();
         let write = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
-        let mut dir = open(&from.0);
-        for _ in 0..DEPTH {
-            rustix::fs::mkdirat(&dir, "down", Mode::RWXU).unwrap();
-            dir = rustix::fs::openat(&dir, "down", DIRECTORY, Mode::empty()).unwrap();
-        }
+        let dir = from.dig(DEPTH);
         let file = rustix::fs::openat(&dir, "first", write, Mode::RUSR).unwrap();
         rustix::io::write(&file, b"deep").unwrap();
         rustix::fs::linkat(&dir, "first", &dir, "second", AtFlags::empty()).unwrap();
 
-        content(&open(&from.0), &open(&to.0)).unwrap();
+        content(&from.open(), &to.open()).unwrap();
 
-        let mut dir = open(&to.0);
+        let mut dir = to.open();
         for _ in 0..DEPTH {
             dir = rustix::fs::openat(&dir, "down", DIRECTORY, Mode::empty()).unwrap();
         }
@@ -284,7 +259,7 @@ mod tests {
         std::fs::hard_link(from.0.join("one"), from.0.join("below/three")).unwrap();
         std::fs::write(from.0.join("file"), b"file").unwrap();
 
-        content(&open(&from.0), &open(&to.0)).unwrap();
+        content(&from.open(), &to.open()).unwrap();
 
         let names = |dir: std::path::PathBuf| {
             let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
