@@ -43,7 +43,7 @@ impl<'a> Name<'a> {
             b"" => Err(NameError::Empty),
             b"." | b".." => Err(NameError::Dots),
             _ if bytes.len() > NAME_MAX => Err(NameError::TooLong),
-            _ if bytes.iter().any(|&b| b == b'/' || b == 0) => Err(NameError::BadByte),
+            _ if has_bad_byte(bytes) => Err(NameError::BadByte),
             _ => Ok(Name(bytes)),
         }
     }
@@ -154,6 +154,27 @@ impl TreePath {
     }
 }
 
+/// Looks for what no name has, eight bytes at a time: every name of an image is looked at when it is mounted.
+fn has_bad_byte(bytes: &[u8]) -> bool {
+    let bad = |bytes: [u8; 8]| {
+        let word = u64::from_ne_bytes(bytes);
+        has_zero_byte(word) || has_zero_byte(word ^ u64::from_ne_bytes([b'/'; 8]))
+    };
+    // The last chunk overlaps those before it.
+    if let Some(last) = bytes.last_chunk::<8>() {
+        return bad(*last) || bytes.as_chunks().0.iter().any(|eight| bad(*eight));
+    }
+    match (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        (Some([a, b, c, d]), Some([e, f, g, h])) => bad([*a, *b, *c, *d, *e, *f, *g, *h]),
+        _ => bytes.iter().any(|&b| b == b'/' || b == 0),
+    }
+}
+
+/// A subtraction borrows from a byte's highest bit where that bit is not set and the byte is 0, or where the byte below it is.
+fn has_zero_byte(word: u64) -> bool {
+    word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080 != 0
+}
+
 fn escape(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
@@ -198,6 +219,24 @@ mod tests {
         assert_eq!(Name::new(&[b'x'; 256]), Err(NameError::TooLong));
         assert!(Name::new(&[0xff; 255]).is_ok());
         assert!(Name::new(b"...").is_ok());
+    }
+
+    #[test]
+    fn a_bad_byte_is_found_wherever_it_is_and_no_other_is_taken_for_it() {
+        for len in 1..=40 {
+            for at in 0..len {
+                for byte in 0..=u8::MAX {
+                    let mut name = vec![b'x'; len];
+                    name[at] = byte;
+                    // What stands behind a zero byte is what a borrow would reach.
+                    if let Some(next) = name.get_mut(at + 1) {
+                        *next = byte ^ 1;
+                    }
+                    let plain = name.iter().any(|&b| b == b'/' || b == 0);
+                    assert_eq!(has_bad_byte(&name), plain, "{name:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -16,7 +16,6 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, Thread};
@@ -88,7 +87,7 @@ struct Seen {
 impl Follow {
     /// Follows nobody unless there is one reader and more than one processor.
     pub(super) fn new(wanted: bool) -> Arc<Self> {
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let processors = sched_getaffinity(None).map_or(1, |processors| processors.count());
         Arc::new(Follow {
             enabled: AtomicBool::new(wanted && processors > 1),
             taken: AtomicU64::new(0),

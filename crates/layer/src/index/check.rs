@@ -132,6 +132,14 @@ struct Sums {
 
 type Rule = Result<(), &'static str>;
 
+/// `a < b`, told by the first eight bytes where these differ.
+fn comes_before(a: &[u8], b: &[u8]) -> bool {
+    match (a.first_chunk::<8>(), b.first_chunk::<8>()) {
+        (Some(first), Some(second)) if first != second => u64::from_be_bytes(*first) < u64::from_be_bytes(*second),
+        _ => a < b,
+    }
+}
+
 fn rule(holds: bool, otherwise: &'static str) -> Rule {
     if holds { Ok(()) } else { Err(otherwise) }
 }
@@ -289,7 +297,7 @@ impl Checker<'_> {
         for raw in self.tables.rows.get(range).ok_or("children past the end")? {
             rule(u32_at(raw, row::PARENT) == dir, "a child with another parent")?;
             let name = Name::new(self.tables.name(raw)).map_err(|_| "a child with a bad name")?.as_bytes();
-            rule(before < name, "children not sorted by name")?;
+            rule(comes_before(before, name), "children not sorted by name")?;
             before = name;
             subdirectories += u64::from(raw[row::KIND] == RowKind::Dir as u8);
         }
@@ -323,5 +331,23 @@ impl Checker<'_> {
             before = Some((inode, alias));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn names_come_as_their_bytes_do(
+            start in prop::collection::vec(any::<u8>(), 0..20),
+            ends in [prop::collection::vec(any::<u8>(), 0..20), prop::collection::vec(any::<u8>(), 0..20)],
+        ) {
+            let [a, b] = ends.map(|end| [&start[..], &end].concat());
+            prop_assert_eq!(comes_before(&a, &b), a < b);
+        }
     }
 }

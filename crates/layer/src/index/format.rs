@@ -149,14 +149,17 @@ pub(super) fn align8(at: u64) -> Option<u64> {
     at.checked_next_multiple_of(8)
 }
 
+#[inline]
 pub(super) fn u16_at<const N: usize>(record: &[u8; N], at: usize) -> u16 {
     u16::from_le_bytes([record[at], record[at + 1]])
 }
 
+#[inline]
 pub(super) fn u32_at<const N: usize>(record: &[u8; N], at: usize) -> u32 {
     u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
 }
 
+#[inline]
 pub(super) fn u64_at<const N: usize>(record: &[u8; N], at: usize) -> u64 {
     u64::from(u32_at(record, at)) | u64::from(u32_at(record, at + 4)) << 32
 }
