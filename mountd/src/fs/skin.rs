@@ -133,8 +133,8 @@ where
                 return reply.error(answer(&error));
             }
         };
-        if matches!(chosen, Chosen::Cached) && access == Access::Read && flags & libc::O_DIRECT == 0 {
-            self.bring_content(ino);
+        if matches!(chosen, Chosen::Cached) && access == Access::Read {
+            self.bring_content(ino, flags);
         }
         self.executed.opened(ino, handle(flags));
         match chosen {
@@ -144,9 +144,10 @@ where
     }
 
     /// Puts the whole content of a small file of the lower that is opened for the first time where the kernel looks for it.
-    fn bring_content(&self, ino: Ino) {
+    fn bring_content(&self, ino: Ino, flags: i32) {
         let (Some(notifier), Some(slot)) = (self.notifier.get(), self.overlay.slot_below(ino)) else { return };
-        if !self.content.opened_first(slot) {
+        // Who reads past the cache now may go through it later: that open counts.
+        if !self.content.opened_first(slot) || flags & libc::O_DIRECT != 0 {
             return;
         }
         let Ok(attr) = self.overlay.getattr(ino) else { return };
