@@ -8,6 +8,7 @@ mod content;
 mod convert;
 mod executed;
 mod follow;
+mod open;
 mod passthrough;
 mod pool;
 mod skin;

@@ -17,10 +17,11 @@ use fuser::{
 };
 use layer::{FileType, Ino};
 use overlay::upper::{Seek, SetAttr, SetXattr};
-use overlay::{Access, Attr, BodyAt, Detail, Error, Lower, LowerFile, Make, Privilege, Result, Upper};
+use overlay::{Access, Attr, Detail, Error, Lower, Make, Privilege, Result, Upper};
 
 use super::convert::{answer, decode_dev, file_attr, kind, set_time};
-use super::passthrough::{Chosen, LARGE, Side};
+use super::open::{By, access, handle, with_buffer};
+use super::passthrough::{Chosen, Side};
 use super::{Core, Fs, name, privilege};
 
 const GENERATION: Generation = Generation(0);
@@ -107,106 +108,6 @@ where
         });
     }
 
-    /// Opens for the kernel. A lower file that is read past the daemon cannot be written under the same node: it gets
-    /// another one, and `ESTALE` makes the kernel look the name up again.
-    fn open(self: &Arc<Self>, ino: Ino, flags: i32, by: By, reply: ReplyOpen) {
-        let access = access(flags);
-        if access == Access::Truncate && flags & libc::O_ACCMODE == libc::O_RDONLY && self.executed.runs(ino) {
-            return reply.error(Errno::ETXTBSY);
-        }
-        if access != Access::Read && self.pass.reads_lower(ino) {
-            return reply.error(self.take_other_node(ino, access, by));
-        }
-        self.pass.came_through(by.thread);
-        let body = or_reply!(reply, self.overlay.open(ino, access, privilege(by.uid)));
-        if flags & (libc::O_DIRECT | libc::O_DSYNC) != 0
-            && access == Access::Write
-            && let Err(error) = self.overlay.settle_copy(ino)
-        {
-            self.overlay.release(ino);
-            return reply.error(answer(&error));
-        }
-        let chosen = match self.wanted(ino, &body) {
-            Ok(wanted) => self.pass.opened(ino, wanted, |fd| reply.open_backing(fd)),
-            Err(error) => {
-                self.overlay.release(ino);
-                return reply.error(answer(&error));
-            }
-        };
-        if matches!(chosen, Chosen::Cached) && access == Access::Read {
-            self.bring_content(ino, flags);
-        }
-        self.executed.opened(ino, handle(flags));
-        match chosen {
-            Chosen::Backed(id) => reply.opened_passthrough(FileHandle(handle(flags)), FopenFlags::empty(), &id),
-            Chosen::Cached => reply.opened(FileHandle(handle(flags)), self.cache_flags(&body)),
-        }
-    }
-
-    /// Puts the whole content of a small file of the lower that is opened for the first time where the kernel looks for it.
-    fn bring_content(&self, ino: Ino, flags: i32) {
-        let (Some(notifier), Some(slot)) = (self.notifier.get(), self.overlay.slot_below(ino)) else { return };
-        // Who reads past the cache now may go through it later: that open counts.
-        if !self.content.opened_first(slot) || flags & libc::O_DIRECT != 0 {
-            return;
-        }
-        let Ok(attr) = self.overlay.getattr(ino) else { return };
-        if attr.stat.size == 0 || attr.stat.size > LARGE {
-            return;
-        }
-        let size = attr.stat.size as usize;
-        let brought = with_buffer(size, |buffer| {
-            self.overlay.read(ino, 0, buffer, |bytes| notifier.store(INodeNo(ino.0), 0, bytes))
-        });
-        match brought {
-            Ok(Ok(())) => {}
-            // A reader is told in its turn what is wrong with the file.
-            Ok(Err(error)) => log::debug!("the content of {} is left to be asked for: {error}", ino.0),
-            Err(error) => log::debug!("the content of {} is left to be asked for: {error}", ino.0),
-        }
-    }
-
-    fn cache_flags(&self, body: &BodyAt<L, U>) -> FopenFlags {
-        // What was written past the daemon is not in the page cache of our inode: that must not be kept.
-        match body {
-            BodyAt::Upper(_) | BodyAt::Both if self.pass.enabled() => FopenFlags::empty(),
-            _ => FopenFlags::FOPEN_KEEP_CACHE,
-        }
-    }
-
-    /// Chooses the file that the kernel may read and write by itself.
-    fn wanted<'a>(&self, ino: Ino, body: &'a BodyAt<L, U>) -> Result<Option<(Side, std::os::fd::BorrowedFd<'a>)>> {
-        if !self.pass.enabled() {
-            return Ok(None);
-        }
-        Ok(match body {
-            BodyAt::Mapped | BodyAt::Both => None,
-            BodyAt::Lower(file) => match file.fd() {
-                Some(fd) if self.overlay.getattr(ino)?.stat.size >= LARGE => Some((Side::Lower, fd)),
-                _ => None,
-            },
-            // The kernel would not learn that a write took the set-user-ID bit away.
-            BodyAt::Upper(_) if self.overlay.getattr(ino)?.stat.perm & 0o6000 != 0 => None,
-            BodyAt::Upper(file) => Some((Side::Upper, file.as_fd())),
-        })
-    }
-
-    fn take_other_node(self: &Arc<Self>, ino: Ino, access: Access, by: By) -> Errno {
-        match self.overlay.detach(ino, access) {
-            Ok(names) => {
-                if names.is_some() {
-                    self.pass.leaves();
-                    // Nobody writes to it, so the kernel has no reason to wait for us.
-                    self.invalidate_attr(ino);
-                }
-                self.invalidate_names(names.unwrap_or_default());
-                // One that was given another node already is asked for by a name that the kernel still has, or by descriptor.
-                if self.pass.send_back(by.thread, ino) { Errno::ESTALE } else { Errno::ETXTBSY }
-            }
-            Err(error) => answer(&error),
-        }
-    }
-
     /// Tells whether the kernel need not ask for extended attributes any more, as there are none; it stops after one `ENOSYS`,
     /// and programs get `EOPNOTSUPP`.
     fn has_no_attributes(&self) -> bool {
@@ -288,33 +189,6 @@ where
     }
 }
 
-/// Who asks.
-#[derive(Clone, Copy)]
-struct By {
-    uid: u32,
-    thread: u32,
-}
-
-impl By {
-    fn of(req: &Request) -> Self {
-        By { uid: req.uid(), thread: req.pid() }
-    }
-}
-
-/// How a program opens, from its flags.
-fn access(flags: i32) -> Access {
-    match (flags & libc::O_ACCMODE, flags & libc::O_TRUNC != 0) {
-        (libc::O_RDONLY, false) => Access::Read,
-        (_, true) => Access::Truncate,
-        (_, false) => Access::Write,
-    }
-}
-
-/// A handle is the open flags: a successor of this process can make it again.
-fn handle(flags: i32) -> u64 {
-    u64::from(flags as u32)
-}
-
 fn dot(ino: Ino) -> fuser::FileAttr {
     let stat = layer::Stat {
         ino,
@@ -346,20 +220,6 @@ fn done(reply: ReplyEmpty, result: Result<()>) {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(answer(&error)),
     }
-}
-
-thread_local! {
-    static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
-/// Lends the thread's scratch space, `size` bytes of it.
-fn with_buffer<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        work(&mut buffer[..size])
-    })
 }
 
 impl<L, U> Filesystem for Fs<L, U>
