@@ -264,6 +264,9 @@ pub(crate) fn check_upper(upper: &Path, shown: &BTreeMap<String, Found>) -> Resu
 pub(crate) fn check_work(work: &Path) -> Result<(), String> {
     for folder in ["tmp", "partial", "index"] {
         let dir = work.join("plyfs").join(folder);
+        if !dir.exists() {
+            continue;
+        }
         let names: Vec<_> = std::fs::read_dir(&dir)
             .map_err(|error| format!("{}: {error}", dir.display()))?
             .filter_map(|entry| Some(entry.ok()?.file_name()))

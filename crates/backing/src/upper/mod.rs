@@ -9,6 +9,7 @@ mod attr;
 mod aufs;
 mod copy;
 mod file;
+mod folder;
 mod kept;
 mod marks;
 mod open;
@@ -18,7 +19,7 @@ mod stage;
 mod taken_over;
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -45,7 +46,7 @@ pub type DirFd = Arc<OwnedFd>;
 pub struct UpperDir {
     root: DirFd,
     tmp: Arc<OwnedFd>,
-    index: OwnedFd,
+    index: folder::Folder,
     _lock: OwnedFd,
     space: marks::Space,
     durability: Durability,
@@ -56,7 +57,7 @@ pub struct UpperDir {
     /// The filesystem knows files without a name (`O_TMPFILE`).
     nameless: AtomicBool,
     /// Partial copies, by backing inode number, as further links of theirs.
-    partial: OwnedFd,
+    partial: folder::Folder,
     /// `plyfs/` in the work directory.
     own: OwnedFd,
     /// `index/` in the work directory, if the kernel's overlayfs made one.
@@ -139,12 +140,17 @@ impl UpperDir {
             Target::At(dir, name) => Found::At(dir.as_fd(), name.to_buf()),
             Target::Dir(dir) => Found::Open(dir.as_fd()),
             Target::File(file) => Found::Open(file.as_fd()),
-            Target::Index(origin) => Found::At(self.index.as_fd(), index_name(origin)),
-            Target::Partial(backing) => Found::At(self.partial.as_fd(), index_name(Ino(backing))),
+            Target::Index(origin) => Found::At(self.folder(&self.index), index_name(origin)),
+            Target::Partial(backing) => Found::At(self.folder(&self.partial), index_name(Ino(backing))),
         }
     }
 
-    fn link_raw(&self, of: Target<'_, Self>, to: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
+    /// Returns a folder, to look for a number in it; one that is not there yet has none, and neither has the directory above.
+    fn folder<'a>(&'a self, folder: &'a folder::Folder) -> BorrowedFd<'a> {
+        folder.there().unwrap_or(&self.own).as_fd()
+    }
+
+    fn link_raw(&self, of: Target<'_, Self>, to: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
         match self.resolve(of) {
             Found::At(from, old) => rustix::fs::linkat(from, old.as_bytes(), to, name, AtFlags::empty()),
             Found::Open(fd) => {
@@ -197,8 +203,9 @@ fn index_name(origin: Ino) -> NameBuf {
     NameBuf::new(format!("{:016x}", origin.0)).unwrap_or_else(|_| unreachable!("hex digits are a name"))
 }
 
-/// Reads the numbers that a folder of ours has as names.
-fn numbers(dir: &OwnedFd) -> Result<Vec<u64>> {
+/// Reads the numbers that a folder of ours has as names, if it is there.
+fn numbers(dir: Option<&OwnedFd>) -> Result<Vec<u64>> {
+    let Some(dir) = dir else { return Ok(Vec::new()) };
     let failed = |raw| error(|| "list the work directory".into(), raw);
     let mut found = Vec::new();
     for entry in Dir::read_from(dir).map_err(failed)? {
@@ -370,16 +377,17 @@ impl Upper for UpperDir {
 
     fn publish_index(&self, mut staged: Staged, origin: Ino) -> Result<Stat> {
         let name = index_name(origin);
+        let index = self.index.made(&self.own).map_err(|raw| error(|| shown(name.as_name(), "index"), raw))?;
         let unmarked = staged.unmarked.clone();
         if let Some(origin) = unmarked.as_ref().and_then(|record| record.origin) {
-            self.space.set_index_key(&Found::Open(self.index.as_fd()), origin.key)?;
+            self.space.set_index_key(&Found::Open(index), origin.key)?;
         }
         let indexed = match staged.file.take() {
-            Some(file) => self.name_copy(staged, &file, self.index.as_fd(), name.as_name()),
-            None => self.move_staged(staged, self.index.as_fd(), name.as_name()),
+            Some(file) => self.name_copy(staged, &file, index, name.as_name()),
+            None => self.move_staged(staged, index, name.as_name()),
         };
         indexed.map_err(|raw| error(|| shown(name.as_name(), "index"), raw))?;
-        let stat = self.raw_stat(&Found::At(self.index.as_fd(), name))?;
+        let stat = self.raw_stat(&Found::At(index, name))?;
         if let Some(record) = unmarked {
             self.unmarked.lock().insert(stat.ino.0, record);
         }
@@ -388,14 +396,14 @@ impl Upper for UpperDir {
 
     fn remove_index(&self, origin: Ino) -> Result<()> {
         let name = index_name(origin);
-        rustix::fs::unlinkat(&self.index, name.as_bytes(), AtFlags::empty())
+        rustix::fs::unlinkat(self.folder(&self.index), name.as_bytes(), AtFlags::empty())
             .map_err(|raw| error(|| shown(name.as_name(), "remove from the index"), raw))?;
         self.unmarked.lock().retain(|_, record| record.origin.is_none_or(|known| known.ino != origin));
         Ok(())
     }
 
     fn indexed(&self) -> Result<Vec<Ino>> {
-        Ok(numbers(&self.index)?.into_iter().map(Ino).collect())
+        Ok(numbers(self.index.there())?.into_iter().map(Ino).collect())
     }
 
     fn foreign_index(&self) -> Result<Vec<(Vec<u8>, FileType)>> {
@@ -424,7 +432,11 @@ impl Upper for UpperDir {
         let record = marks::OriginRecord { origin: Some(origin), ..marks::OriginRecord::default() };
         self.space.set_origin(&found, &record)?;
         let ours = index_name(origin.ino);
-        match rustix::fs::linkat(index, name.as_bytes(), &self.index, ours.as_bytes(), AtFlags::empty()) {
+        let linked = self
+            .index
+            .made(&self.own)
+            .and_then(|to| rustix::fs::linkat(index, name.as_bytes(), to, ours.as_bytes(), AtFlags::empty()));
+        match linked {
             Ok(()) | Err(Raw::EXIST) => {}
             Err(raw) => return Err(failed(raw)),
         }
@@ -480,7 +492,7 @@ impl Upper for UpperDir {
         let stat = self.stat(of)?;
         // The link first: one without the mark is swept at the next start, a mark without the link would never be found.
         let name = index_name(stat.ino);
-        match self.link_raw(of, self.partial.as_fd(), name.as_bytes()) {
+        match self.partial.made(&self.own).and_then(|to| self.link_raw(of, to, name.as_bytes())) {
             Ok(()) | Err(Raw::EXIST) => {}
             Err(raw) => return Err(error(|| shown(name.as_name(), "note the partial copy"), raw)),
         }
@@ -505,7 +517,7 @@ impl Upper for UpperDir {
         self.space.remove(&found, marks::REDIRECT)?;
         self.space.end_partial(&found)?;
         let name = index_name(stat.ino);
-        match rustix::fs::unlinkat(&self.partial, name.as_bytes(), AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.folder(&self.partial), name.as_bytes(), AtFlags::empty()) {
             Ok(()) | Err(Raw::NOENT) => Ok(()),
             Err(raw) => Err(error(|| shown(name.as_name(), "end the partial copy"), raw)),
         }
@@ -513,7 +525,7 @@ impl Upper for UpperDir {
 
     fn drop_partial(&self, backing: u64) -> Result<()> {
         let name = index_name(Ino(backing));
-        match rustix::fs::unlinkat(&self.partial, name.as_bytes(), AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.folder(&self.partial), name.as_bytes(), AtFlags::empty()) {
             Ok(()) | Err(Raw::NOENT) => Ok(()),
             Err(raw) => Err(error(|| shown(name.as_name(), "drop the partial copy"), raw)),
         }
@@ -537,7 +549,7 @@ impl Upper for UpperDir {
     }
 
     fn partials(&self) -> Result<Vec<u64>> {
-        numbers(&self.partial)
+        numbers(self.partial.there())
     }
 
     fn link(&self, of: Target<'_, Self>, dir: &DirFd, name: Name<'_>, over: Over) -> Result<()> {

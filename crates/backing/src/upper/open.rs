@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno as Raw;
 
+use super::folder::{self, Folder};
 use super::{Identity, Settings, UpperDir, kept, marks, recover, stage, taken_over};
 
 impl UpperDir {
@@ -32,7 +33,7 @@ impl UpperDir {
             let why = "workdir must be on the same filesystem as upperdir";
             return Err(Error::fault(format!("use workdir {}", work.display()), Errno::EXDEV, why));
         }
-        let own = subdir(&work_fd, "plyfs").map_err(doing("make plyfs/ in workdir", work))?;
+        let own = folder::made(&work_fd, "plyfs").map_err(doing("make plyfs/ in workdir", work))?;
         let lock = lock(&own).map_err(|raw| match raw {
             Raw::WOULDBLOCK => Error::fault(
                 format!("use upperdir {}", upper.display()),
@@ -42,9 +43,9 @@ impl UpperDir {
             raw => doing("lock workdir", work)(raw),
         })?;
         let to_take_over = taken_over::begin(&root, &work_fd, &own).map_err(doing("look into", work))?;
-        let tmp = subdir(&own, "tmp").map_err(doing("make plyfs/tmp in workdir", work))?;
-        let index = subdir(&own, "index").map_err(doing("make plyfs/index in workdir", work))?;
-        let partial = subdir(&own, "partial").map_err(doing("make plyfs/partial in workdir", work))?;
+        let tmp = folder::made(&own, "tmp").map_err(doing("make plyfs/tmp in workdir", work))?;
+        let index = Folder::find(&own, "index").map_err(doing("open plyfs/index in workdir", work))?;
+        let partial = Folder::find(&own, "partial").map_err(doing("open plyfs/partial in workdir", work))?;
         let noted = recover::noted_epoch(&own).map_err(doing("read plyfs/unsynced in workdir", work))?;
         let identity = Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
         let mut space = marks::Space::probe(&tmp, settings.always_override, settings.user_marks);
@@ -79,15 +80,6 @@ impl UpperDir {
         }
         Ok(this)
     }
-}
-
-fn subdir(dir: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
-    match rustix::fs::mkdirat(dir, name, Mode::RWXU) {
-        Ok(()) | Err(Raw::EXIST) => {}
-        Err(raw) => return Err(raw),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
 /// Opens the index that the kernel's overlayfs keeps with `index=on`.

@@ -36,9 +36,10 @@ impl UpperDir {
         if self.space.marks_all() {
             return Ok(());
         }
-        let Some(key) = self.space.index_key(&Found::Open(self.index.as_fd()))? else { return Ok(()) };
+        let Some(index) = self.index.there() else { return Ok(()) };
+        let Some(key) = self.space.index_key(&Found::Open(index.as_fd()))? else { return Ok(()) };
         let mut unmarked = self.unmarked.lock();
-        for ino in numbers(&self.index)?.into_iter().map(Ino) {
+        for ino in numbers(Some(index))?.into_iter().map(Ino) {
             let stat = self.raw_stat(&self.resolve(Target::Index(ino)))?;
             if !marks::bears_marks(stat.kind) {
                 let origin = Some(overlay::upper::Origin { key, ino });
@@ -66,7 +67,7 @@ impl UpperDir {
 
     /// Drops the second link of what is no partial copy any more, or was not yet one when a crash came.
     pub(super) fn sweep_partials(&self) -> Result<()> {
-        for backing in numbers(&self.partial)? {
+        for backing in numbers(self.partial.there())? {
             let found = self.resolve(Target::Partial(backing));
             if !self.space.is_partial(&found)? {
                 self.drop_partial(backing)?;
