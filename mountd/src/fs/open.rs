@@ -62,7 +62,7 @@ where
             return;
         }
         let Ok(attr) = self.overlay.getattr(ino) else { return };
-        if attr.stat.size == 0 || attr.stat.size > LARGE {
+        if !(1..LARGE).contains(&attr.stat.size) {
             return;
         }
         let size = attr.stat.size as usize;
@@ -77,7 +77,7 @@ where
         }
     }
 
-    pub(super) fn cache_flags(&self, body: &BodyAt<L, U>) -> FopenFlags {
+    fn cache_flags(&self, body: &BodyAt<L, U>) -> FopenFlags {
         // What was written past the daemon is not in the page cache of our inode: that must not be kept.
         match body {
             BodyAt::Upper(_) | BodyAt::Both if self.pass.enabled() => FopenFlags::empty(),
@@ -86,7 +86,7 @@ where
     }
 
     /// Chooses the file that the kernel may read and write by itself.
-    pub(super) fn wanted<'a>(&self, ino: Ino, body: &'a BodyAt<L, U>) -> Result<Option<(Side, BorrowedFd<'a>)>> {
+    fn wanted<'a>(&self, ino: Ino, body: &'a BodyAt<L, U>) -> Result<Option<(Side, BorrowedFd<'a>)>> {
         if !self.pass.enabled() {
             return Ok(None);
         }

@@ -264,13 +264,12 @@ pub(crate) fn check_upper(upper: &Path, shown: &BTreeMap<String, Found>) -> Resu
 pub(crate) fn check_work(work: &Path) -> Result<(), String> {
     for folder in ["tmp", "partial", "index"] {
         let dir = work.join("plyfs").join(folder);
-        if !dir.exists() {
-            continue;
-        }
-        let names: Vec<_> = std::fs::read_dir(&dir)
-            .map_err(|error| format!("{}: {error}", dir.display()))?
-            .filter_map(|entry| Some(entry.ok()?.file_name()))
-            .collect();
+        let entries = match std::fs::read_dir(&dir) {
+            // Made when something is put there.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && folder != "tmp" => continue,
+            entries => entries.map_err(|error| format!("{}: {error}", dir.display()))?,
+        };
+        let names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
         if !names.is_empty() {
             return Err(format!("{} holds {names:?}", dir.display()));
         }

@@ -104,8 +104,12 @@ impl<L: Lower> OnDisk<L> {
         }
         let own = self.top.path().join("work/plyfs");
         let empty: &[&str] = if at_rest { &["tmp", "index", "partial"] } else { &["tmp"] };
-        for name in empty.iter().filter(|name| own.join(name).exists()) {
-            let mut left = std::fs::read_dir(own.join(name)).map_err(|error| format!("{name}: {error}"))?;
+        for name in empty {
+            let mut left = match std::fs::read_dir(own.join(name)) {
+                // Made when something is put there.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && *name != "tmp" => continue,
+                left => left.map_err(|error| format!("{name}: {error}"))?,
+            };
             if let Some(Ok(entry)) = left.next() {
                 return Err(format!("{} is left", entry.path().display()));
             }
