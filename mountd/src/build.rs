@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backing::bodies::StoreBodies;
+use backing::index_note;
 use backing::mmap::Map;
 use backing::scanned::{self, Scanned};
 use backing::upper::{Durability, Settings, UpperDir};
@@ -42,8 +43,9 @@ fn failure(error: overlay::Error) -> Failure {
 fn open_image(image: &ImageLower) -> Result<Folded<Map, StoreBodies>, Failure> {
     let path = image.index.display();
     let open = rustix::fs::open(&image.index, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let map = open.and_then(Map::of).map_err(|error| Failure::new(format!("open index {path}: {error}")))?;
-    let index = Index::open(map)
+    let opened = open.and_then(|file| Ok((index_note::read(&file)?, Map::of(&file)?)));
+    let (note, map) = opened.map_err(|error| Failure::new(format!("open index {path}: {error}")))?;
+    let index = Index::open_noted(map, &note)
         .map_err(|error| Failure::new(format!("index {path}: {error}; delete it and mount again, it is a cache")))?;
     let bodies = StoreBodies::open(&image.layers, &image.objects, index.layers()).map_err(failure)?;
     Folded::new(index, bodies).map_err(failure)

@@ -4,7 +4,7 @@
 //! lookup is a binary search and a directory listing a slice. Written whole by [`IndexWriter`], read by [`Index`]; the
 //! bytes are described in `docs/index-format.md`.
 //!
-//! [`Index::open`] checks every offset, name and number once. After it no reader fails, allocates (but for [`Index::path`]), or
+//! [`Index::open`] checks every offset, name and number. After it no reader fails, allocates (but for [`Index::path`]), or
 //! leaves the bytes; should a mapped file be changed by someone meanwhile, readers answer nonsense but do not panic.
 
 mod check;
@@ -92,8 +92,25 @@ impl<B: AsRef<[u8]>> Index<B> {
     /// # Errors
     /// What is wrong, and where.
     pub fn open(bytes: B) -> Result<Self, IndexError> {
-        let (kind, sections) = check::check(bytes.as_ref())?;
+        Self::open_noted(bytes, &[])
+    }
+
+    /// As [`Index::open`], but rows, names and numbers are taken for checked if `note` is the [`note`](Index::note) of the same
+    /// bytes; their checksum is computed in any case. Any other `note` counts for nothing.
+    ///
+    /// Whoever calls answers for the note's origin: with a forged one, malformed bytes are opened, and readers may answer
+    /// nonsense.
+    ///
+    /// # Errors
+    /// As [`Index::open`].
+    pub fn open_noted(bytes: B, note: &[u8]) -> Result<Self, IndexError> {
+        let (kind, sections) = check::check(bytes.as_ref(), note)?;
         Ok(Index { bytes, kind, sections })
+    }
+
+    /// Returns what can be kept beside the bytes to open them [faster](Index::open_noted) from now on.
+    pub fn note(&self) -> [u8; 12] {
+        check::note(self.bytes())
     }
 
     /// Returns whether this is one layer or a folded stack.

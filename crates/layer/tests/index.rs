@@ -238,6 +238,33 @@ fn a_file_changed_behind_our_back_makes_no_reader_panic() {
     }
 }
 
+#[test]
+fn a_note_spares_the_check_and_nothing_else() {
+    let bytes = sample_bytes();
+    let note = sample().index.note();
+    read_everything(&Index::open_noted(&bytes, &note).unwrap());
+    for at in 8..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        assert!(Index::open_noted(&flipped, &note).is_err(), "byte {at}");
+    }
+    let mut malformed = bytes.clone();
+    malformed[ROWS + 5] = 2;
+    reseal(&mut malformed);
+    for other in [&note[..], &note[..11], &[], &[note.as_slice(), &[0]].concat()] {
+        let error = Index::open_noted(&malformed, other).expect_err("another one's note");
+        assert!(matches!(error, IndexError::Malformed { .. }), "{error}");
+    }
+    // What a forger gets: nonsense, and no panic.
+    let forged = [&note[..4], &malformed[8..16]].concat();
+    let index = Index::open_noted(&malformed, &forged).expect("it is believed");
+    assert!(index.rows().all(|row| !format!("{row:?} {:?}", row.stat()).is_empty()));
+    let mut other_rules = note;
+    other_rules[0] ^= 0xff;
+    other_rules[4..].copy_from_slice(&forged[4..]);
+    assert!(Index::open_noted(&malformed, &other_rules).is_err(), "a check by other rules");
+}
+
 /// Changes of whole fields, which a random flip seldom makes: numbers near a bound, copied from elsewhere, or extreme.
 fn patches() -> impl Strategy<Value = Vec<(Pick, u32)>> {
     let value = prop_oneof![0u32..40, Just(u32::MAX), Just(u32::MAX - 1), Just(1 << 31), any::<u32>()];
@@ -245,9 +272,12 @@ fn patches() -> impl Strategy<Value = Vec<(Pick, u32)>> {
 }
 
 fn check_whatever(bytes: &[u8]) {
-    if let Ok(index) = Index::open(bytes) {
-        read_everything(&index);
+    let opened = Index::open(bytes);
+    if let Ok(index) = &opened {
+        read_everything(index);
     }
+    let old_note = sample().index.note();
+    assert_eq!(Index::open_noted(bytes, &old_note).err(), opened.err(), "the note of other bytes counts for nothing");
 }
 
 proptest! {

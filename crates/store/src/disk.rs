@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use layer::index::Index;
+
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 
@@ -70,9 +72,28 @@ pub(crate) fn create(path: &Path, mode: u32) -> Result<File> {
 
 /// Writes `bytes` as the file `path`, replacing it, whole and durably or not at all. The caller holds the store's lock.
 pub(crate) fn publish(layout: &Layout, path: &Path, bytes: &[u8]) -> Result<()> {
+    publish_with(layout, path, bytes, |_| {})
+}
+
+/// As [`publish`], of an index that mounts are to open without checking it again.
+///
+/// # Errors
+/// As [`publish`]; the bytes are no index.
+pub(crate) fn publish_index(layout: &Layout, path: &Path, bytes: Vec<u8>) -> Result<()> {
+    let index = Index::open(bytes).map_err(|why| Error::corrupt(path.display(), why))?;
+    publish_with(layout, path, index.bytes(), |file| {
+        if let Err(errno) = backing::index_note::write(file, &index) {
+            log::debug!("{}: no note that it is checked: {errno}; each mount checks it", path.display());
+        }
+    })
+}
+
+fn publish_with(layout: &Layout, path: &Path, bytes: &[u8], finish: impl FnOnce(&File)) -> Result<()> {
     let unfinished = unfinished(layout);
     let written = create(&unfinished, 0o600).and_then(|mut file| {
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::at("write", path))?;
+        file.write_all(bytes).map_err(Error::at("write", path))?;
+        finish(&file);
+        file.sync_all().map_err(Error::at("write", path))?;
         fs::rename(&unfinished, path).map_err(Error::at("write", path))
     });
     if let Err(error) = written {

@@ -67,7 +67,7 @@ impl Store {
         let indexes = layers.iter().map(|layer| self.layer_index(layer)).collect::<Result<Vec<_>>>()?;
         let indexes: Vec<&Index<Vec<u8>>> = indexes.iter().collect();
         let folded = overlay::fold::fold(&indexes).map_err(|why| Error::invalid("image", why))?;
-        disk::publish(self.layout(), &self.layout().folded(&chain), &folded)
+        disk::publish_index(self.layout(), &self.layout().folded(&chain), folded)
     }
 
     /// Tells whether the folded index is there and is what it should be.

@@ -51,6 +51,20 @@ fn an_oci_layout_is_loaded_by_name_and_whole() {
 }
 
 #[test]
+fn a_mount_finds_the_note_that_its_index_is_checked() {
+    let layout = Layout::of("redis", &layers());
+    let test = TestStore::new();
+    test.load(&layout.source());
+    let path = test.store.lower(&test.store.image("redis").unwrap()).unwrap().index;
+    let file = std::fs::File::open(&path).unwrap();
+    let index = Index::open(std::fs::read(&path).unwrap()).unwrap();
+    let found = backing::index_note::read(&file).unwrap();
+    // Not every filesystem has attributes for notes.
+    let has_attributes = backing::index_note::write(&file, &index).is_ok();
+    assert_eq!(found, if has_attributes { index.note().to_vec() } else { Vec::new() });
+}
+
+#[test]
 fn an_oci_archive_is_read_in_place_compressed_or_not() {
     let layout = Layout::of("redis", &layers());
     let file = tempfile::NamedTempFile::new().unwrap();
