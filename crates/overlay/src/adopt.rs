@@ -7,9 +7,10 @@ use layer::{FileType, Ino, Name, Slot, Stat};
 
 use crate::error::{Errno, Error, Result};
 use crate::lower::Lower;
+use crate::names::Names;
 use crate::node::{BORN, InUpper, Last, Node, Place, ROOT, SPARE};
 use crate::union::Overlay;
-use crate::upper::{Marks, Upper};
+use crate::upper::{Marks, Target, Upper};
 
 impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Returns the node of an upper inode, made if it is not known yet, with `name` among its names.
@@ -21,10 +22,37 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         marks: &Marks,
     ) -> Result<Arc<Node<L, U>>> {
         let node = self.adopted(parent, name, stat, marks)?;
+        node.found.store(true, Ordering::Relaxed);
         if marks.unsynced {
             node.unsynced.store(true, Ordering::Relaxed);
         }
         Ok(node)
+    }
+
+    /// Returns the node and the raw attributes of what the upper has under `name`; the caller holds the directory's names, which
+    /// are `names`.
+    ///
+    /// An inode whose marks are known is asked for its attributes alone: marks are nobody's but the union's.
+    pub(crate) fn find_named(
+        &self,
+        parent: &Arc<Node<L, U>>,
+        dir: &U::Dir,
+        names: Option<&Names>,
+        name: Name<'_>,
+    ) -> Result<(Arc<Node<L, U>>, Stat)> {
+        let upper = self.writable()?;
+        let known = names.and_then(|names| names.get(name)?.id).and_then(|id| self.nodes.get(id));
+        if let Some(known) = known
+            && known.found.load(Ordering::Relaxed)
+            && known.is_named(parent, name)
+        {
+            let stat = upper.stat(Target::At(dir, name))?;
+            if stat.ino.0 == known.backing.load(Ordering::Relaxed) && stat.kind == known.kind {
+                return Ok((known, stat));
+            }
+        }
+        let (stat, marks) = upper.find(Target::At(dir, name))?;
+        Ok((self.adopt(parent, name, &stat, &marks)?, stat))
     }
 
     fn adopted(&self, parent: &Arc<Node<L, U>>, name: Name<'_>, stat: &Stat, marks: &Marks) -> Result<Arc<Node<L, U>>> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use layer::{FileType, Ino, NameBuf, Slot, Stat};
+use layer::{FileType, Ino, Name, NameBuf, Slot, Stat};
 use parking_lot::{Mutex, RwLock};
 
 use crate::lower::Lower;
@@ -47,6 +47,8 @@ pub(crate) struct Node<L: Lower, U: Upper> {
     pub(crate) heir: OnceLock<Arc<Node<L, U>>>,
     /// Names that only the lower has, by which an inode of the upper was looked up, where the lower cannot tell them.
     pub(crate) met: Mutex<Vec<(Ino, NameBuf)>>,
+    /// This process has read the inode's marks, or made it; one taken over from an earlier process has yet to be looked at.
+    pub(crate) found: AtomicBool,
     /// The body may be a copy that was never synced: it must be before it is cut or punched.
     pub(crate) unsynced: AtomicBool,
     /// Name and marks may not be on disk yet, which fdatasync alone would leave so.
@@ -158,6 +160,7 @@ impl<L: Lower, U: Upper> Node<L, U> {
             impure: AtomicBool::new(false),
             inherit: Mutex::new(None),
             lookups: AtomicU64::new(0),
+            found: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),
             unnamed: AtomicBool::new(true),
             open: RwLock::new(Open { count: 0, body: OpenBody::Closed }),
@@ -167,6 +170,12 @@ impl<L: Lower, U: Upper> Node<L, U> {
     /// Tells whether the inode is in the upper (with its body or without).
     pub(crate) fn in_upper(&self) -> bool {
         matches!(&*self.place.read(), Place::Upper(_))
+    }
+
+    /// Tells whether this is one of the inode's names in the upper.
+    pub(crate) fn is_named(&self, parent: &Node<L, U>, name: Name<'_>) -> bool {
+        let is_it = |known: &(Arc<Node<L, U>>, NameBuf)| std::ptr::eq(&*known.0, parent) && known.1.as_name() == name;
+        matches!(&*self.place.read(), Place::Upper(up) if up.names.iter().any(is_it))
     }
 }
 

@@ -58,8 +58,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         }
         let leave = leave(&view);
         if view.in_upper() {
-            let (victim, marks) = upper.find(Target::At(&dir, name))?;
-            let node = self.adopt(&dir_node, name, &victim, &marks)?;
+            let (node, victim) = self.find_named(&dir_node, &dir, Some(names), name)?;
             let child_dir = self.dir(&node)?;
             let child = self.lock_names(&node, &child_dir)?;
             self.require_empty(&node, child.as_ref())?;

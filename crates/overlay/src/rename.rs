@@ -99,7 +99,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             // It changed between the copy-up and the lock; the kernel, which orders changes of one directory, never lets it.
             return Err(Errno::EAGAIN.into());
         }
-        let moving = self.node_at(from, kind)?;
+        let (moving, _) = self.find_named(from.parent, &from.dir, Some(names.from()), from.name)?;
         if flags == Flags::Exchange {
             return self.exchange(from, to, (moving, from_view), to_view, names);
         }
@@ -230,11 +230,11 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         to_view: View,
         names: &mut Both<'_>,
     ) -> Result<()> {
-        let other_kind = self.kind(&to_view)?;
+        self.kind(&to_view)?; // ENOENT where programs see nothing.
         if !to_view.in_upper() {
             return Err(Errno::EAGAIN.into());
         }
-        let other = self.node_at(to, other_kind)?;
+        let (other, _) = self.find_named(to.parent, &to.dir, Some(names.to()), to.name)?;
         self.prepare_move(&moving, from, (to, &to_view))?;
         self.prepare_move(&other, to, (from, &from_view))?;
         let how = Rename { leave: Leave::Nothing, onto: Onto::Exchange };
@@ -244,12 +244,6 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         self.move_name(&moving, from, to);
         self.move_name(&other, to, from);
         Ok(())
-    }
-
-    /// Returns the node under a name of the upper, while both directories are locked.
-    fn node_at(&self, end: &End<'_, L, U>, _kind: FileType) -> Result<Arc<Node<L, U>>> {
-        let (stat, marks) = self.writable()?.find(Target::At(&end.dir, end.name))?;
-        self.adopt(end.parent, end.name, &stat, &marks)
     }
 
     fn move_name(&self, node: &Node<L, U>, from: &End<'_, L, U>, to: &End<'_, L, U>) {

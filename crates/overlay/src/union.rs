@@ -481,9 +481,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Returns the node and the raw attributes behind a name that the upper has.
     pub(crate) fn upper_node(&self, parent: &Arc<Node<L, U>>, name: Name<'_>) -> Result<(Arc<Node<L, U>>, Stat)> {
         let dir = self.dir(parent)?;
-        let _shared = parent.names.read();
-        let (stat, marks) = self.writable()?.find(Target::At(&dir, name))?;
-        let node = self.adopt(parent, name, &stat, &marks)?;
-        Ok((node, stat))
+        let names = parent.names.read();
+        self.find_named(parent, &dir, names.as_ref(), name)
     }
 }
