@@ -71,9 +71,9 @@ where
         });
         match brought {
             Ok(Ok(())) => {}
+            Ok(Err(error)) => log::debug!("the kernel did not take the content of {}: {error}", ino.0),
             // A reader is told in its turn what is wrong with the file.
-            Ok(Err(error)) => log::debug!("the content of {} is left to be asked for: {error}", ino.0),
-            Err(error) => log::debug!("the content of {} is left to be asked for: {error}", ino.0),
+            Err(error) => log::debug!("the content of {} could not be read: {error}", ino.0),
         }
     }
 

@@ -18,10 +18,13 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 /// kernel for each mount, keep their node over a copy-up, and so their locks and watches.
 pub(crate) const LARGE: u64 = 64 << 10;
 
+/// How many locks the open inodes share: while a file is registered, opens of other files wait for it one time in so many.
+const SHARDS: usize = 64;
+
 /// The open inodes and their way of I/O.
 pub(crate) struct Passthrough {
     enabled: AtomicBool,
-    open: Mutex<HashMap<Ino, Way>>,
+    open: [Mutex<HashMap<Ino, Way>>; SHARDS],
     /// A node was left to its readers, some time.
     left: AtomicBool,
     sent_back: SentBack,
@@ -59,10 +62,14 @@ impl Passthrough {
     pub(crate) fn new() -> Self {
         Passthrough {
             enabled: AtomicBool::new(false),
-            open: Mutex::default(),
+            open: std::array::from_fn(|_| Mutex::default()),
             left: AtomicBool::new(false),
             sent_back: SentBack::default(),
         }
+    }
+
+    fn shard(&self, ino: Ino) -> &Mutex<HashMap<Ino, Way>> {
+        &self.open[(ino.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize % SHARDS]
     }
 
     pub(crate) fn enable(&self) {
@@ -75,7 +82,7 @@ impl Passthrough {
 
     /// Tells whether a lower file is being read past the daemon right now.
     pub(crate) fn reads_lower(&self, id: Ino) -> bool {
-        matches!(self.open.lock().get(&id), Some(Way::Backed { side: Side::Lower, .. }))
+        matches!(self.shard(id).lock().get(&id), Some(Way::Backed { side: Side::Lower, .. }))
     }
 
     /// Notes that a node is left to those who read it past the daemon, its file having another one.
@@ -90,7 +97,7 @@ impl Passthrough {
 
     /// Tells whether an inode may be written past the daemon right now.
     pub(crate) fn is_backed(&self, id: Ino) -> bool {
-        matches!(self.open.lock().get(&id), Some(Way::Backed { .. }))
+        matches!(self.shard(id).lock().get(&id), Some(Way::Backed { .. }))
     }
 
     /// Tells whether a thread that asks for a node that was left behind may be told to look its name up again. The kernel does
@@ -120,14 +127,15 @@ impl Passthrough {
         }
     }
 
-    /// Chooses the way of one more open; `wanted` is the file to register if this is the first and may go past the daemon.
+    /// Chooses the way of one more open; `wanted` is the file to register if this is the first and may go past the daemon. A second
+    /// open of the inode waits for the first one's choice.
     pub(crate) fn opened(
         &self,
         ino: Ino,
         wanted: Option<(Side, BorrowedFd<'_>)>,
         register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
     ) -> Chosen {
-        let mut open = self.open.lock();
+        let mut open = self.shard(ino).lock();
         match open.get_mut(&ino) {
             Some(Way::Cached { opens }) => {
                 *opens += 1;
@@ -164,7 +172,7 @@ impl Passthrough {
 
     /// Ends one open.
     pub(crate) fn released(&self, ino: Ino) {
-        let mut open = self.open.lock();
+        let mut open = self.shard(ino).lock();
         let left = match open.get_mut(&ino) {
             Some(Way::Cached { opens } | Way::Backed { opens, .. }) => {
                 *opens -= 1;

@@ -1,7 +1,7 @@
 //! The content of small files, which comes with their first open.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -91,6 +91,34 @@ fn readers_and_writers_of_one_small_file_side_by_side_never_see_old_content_agai
             });
             assert_eq!(text(&path), "new");
             assert_eq!(meta(&path).len(), 3);
+        }
+    });
+}
+
+#[test]
+fn who_opened_past_the_cache_first_reads_through_it_while_others_open() {
+    each(|area| {
+        let names: Vec<String> = (0..200).map(|n| format!("f{n}")).collect();
+        names.iter().for_each(|name| file(&area.lower(name), 5000));
+        area.mount();
+        for name in names {
+            let path = area.m(&name);
+            let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+            rustix::fs::fcntl_setfl(&direct, rustix::fs::OFlags::empty()).unwrap();
+            let (send, receive) = mpsc::channel();
+            let second = send.clone();
+            // Not in a scope: two that wait for each other would never come back to it.
+            std::thread::spawn(move || send.send(at(&direct, 0, 5000)));
+            std::thread::spawn(move || second.send(std::fs::read(path).unwrap()));
+            for _ in 0..2 {
+                let Ok(read) = receive.recv_timeout(PATIENCE) else {
+                    // Daemon and reader wait for each other in the kernel: only the end of the connection parts them (it is
+                    // busy all the same).
+                    rustix::mount::unmount(area.m(""), rustix::mount::UnmountFlags::FORCE).ok();
+                    panic!("{name}: no answer");
+                };
+                assert!(read == pattern(5000), "{name}");
+            }
         }
     });
 }
