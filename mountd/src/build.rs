@@ -43,7 +43,7 @@ fn failure(error: overlay::Error) -> Failure {
 fn open_image(image: &ImageLower) -> Result<Folded<Map, StoreBodies>, Failure> {
     let path = image.index.display();
     let open = rustix::fs::open(&image.index, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let opened = open.and_then(|file| Ok((index_note::read(&file)?, Map::of(&file)?)));
+    let opened = open.and_then(|file| Ok((index_note::read(&file), Map::of(&file)?)));
     let (note, map) = opened.map_err(|error| Failure::new(format!("open index {path}: {error}")))?;
     let index = Index::open_noted(map, &note)
         .map_err(|error| Failure::new(format!("index {path}: {error}; delete it and mount again, it is a cache")))?;
