@@ -106,7 +106,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
         if flags == Flags::NoReplace && to_view.visible() {
             return Err(Errno::EEXIST.into());
         }
-        let victim = self.check_target(to, &to_view, kind, &moving)?;
+        let victim = self.check_target((to, names.to()), &to_view, kind, &moving)?;
         if matches!(victim, Victim::Same) {
             return Ok(());
         }
@@ -144,7 +144,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
     /// Looks at what a rename replaces, by the rules of rename(2).
     fn check_target(
         &self,
-        to: &End<'_, L, U>,
+        (to, names): (&End<'_, L, U>, &Names),
         view: &View,
         kind: FileType,
         moving: &Node<L, U>,
@@ -166,8 +166,7 @@ impl<L: Lower, U: Upper> Overlay<L, U> {
             (true, true) => {}
         }
         if view.in_upper() {
-            let (stat, marks) = self.writable()?.find(Target::At(&to.dir, to.name))?;
-            let node = self.adopt(to.parent, to.name, &stat, &marks)?;
+            let (node, stat) = self.find_named(to.parent, &to.dir, Some(names), to.name)?;
             let dir = self.dir(&node)?;
             let child = self.lock_names(&node, &dir)?;
             self.require_empty(&node, child.as_ref())?;
